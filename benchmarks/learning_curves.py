@@ -1,0 +1,150 @@
+"""
+Learning curves of FlowRL beside SB3's SAC, from one script and the same seeds.
+
+Run one seed of one algorithm (a finished run is skipped)::
+
+    python benchmarks/learning_curves.py run --algo flowrl --env HalfCheetah-v5 --steps 100000 --seed 0
+
+Plot and tabulate all runs of a folder::
+
+    python benchmarks/learning_curves.py report --results benchmarks/results/halfcheetah
+
+Both algorithms: networks 256x2, 5 000 random first steps, one update a step, everything else at its default.
+Each evaluation plays 10 episodes deterministically and 10 stochastically in an environment of its own, whose random numbers
+leave those of the training untouched.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_flowrl import FlowRL
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"flowrl": FlowRL, "sac": SAC}
+MODES = {"deterministic": True, "stochastic": False}
+RESULTS = Path(__file__).parent / "results" / "halfcheetah"
+
+
+class EvaluateBothWays(BaseCallback):
+    """
+    Evaluate deterministically and stochastically every ``eval_freq`` steps, and write the curve to a file each time.
+
+    :param record: what the file holds besides the curve
+    :param path: the JSON file
+    :param env_id: the environment to evaluate in
+    :param eval_freq: environment steps between evaluations
+    :param n_episodes: episodes of each evaluation in each mode
+    """
+
+    def __init__(self, record: dict, path: Path, env_id: str, eval_freq: int = 5_000, n_episodes: int = 10):
+        super().__init__()
+        self.record, self.path, self.eval_freq, self.n_episodes = record, path, eval_freq, n_episodes
+        self.eval_env = Monitor(gym.make(env_id))
+        self.start = time.time()
+        self.record.update(curve=[], finished=False)
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.eval_freq == 0:
+            point: dict = {"step": self.num_timesteps, "seconds": round(time.time() - self.start, 1)}
+            with th.random.fork_rng(devices=[]):
+                for mode, deterministic in MODES.items():
+                    self.eval_env.reset(seed=1_000_000 + self.record["seed"])
+                    th.manual_seed(self.num_timesteps)
+                    returns, _ = evaluate_policy(
+                        self.model,
+                        self.eval_env,
+                        self.n_episodes,
+                        deterministic=deterministic,
+                        return_episode_rewards=True,
+                    )
+                    point[mode] = [round(value, 2) for value in returns]
+            self.record["curve"].append(point)
+            self._write()
+            print(self.record["algo"], self.record["seed"], point["step"], *(np.mean(point[mode]).round(1) for mode in MODES))
+        return True
+
+    def _on_training_end(self) -> None:
+        self.record.update(finished=True, seconds=round(time.time() - self.start, 1))
+        self._write()
+
+    def _write(self) -> None:
+        self.path.write_text(json.dumps(self.record, indent=1))
+
+
+def run(args: argparse.Namespace) -> None:
+    path = args.results / f"{args.env}_{args.algo}_seed{args.seed}.json"
+    if path.exists() and json.loads(path.read_text())["finished"]:
+        print(f"{path} is finished; delete it to run it again.")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    th.set_num_threads(1)
+    packages = ("stable-baselines3", "torch", "gymnasium", "mujoco", "numpy")
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    record = dict(
+        algo=args.algo,
+        env=args.env,
+        seed=args.seed,
+        steps=args.steps,
+        command=" ".join(["python", *sys.argv]),
+        commit=commit,
+        versions={package: version(package) for package in packages} | {"python": platform.python_version()},
+        threads=th.get_num_threads(),
+    )
+    arguments = dict(policy_kwargs=dict(net_arch=[256, 256]), learning_starts=5_000)
+    model = ALGORITHMS[args.algo]("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments)
+    model.learn(args.steps, callback=EvaluateBothWays(record, path, args.env))
+
+
+def report(args: argparse.Namespace) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
+    figure, axis = plt.subplots(figsize=(8, 5))
+    colors = dict(zip(sorted({record["algo"] for record in records}), plt.rcParams["axes.prop_cycle"].by_key()["color"]))
+    print("| run | mode | " + " | ".join(f"{step // 1000} k" for step in args.at) + " |")
+    print("|---|---|" + "---|" * len(args.at))
+    for record in records:
+        steps = [point["step"] for point in record["curve"]]
+        for mode, style in zip(MODES, ("-", "--")):
+            means = [np.mean(point[mode]) for point in record["curve"]]
+            cells = [f"{means[steps.index(step)]:.0f}" if step in steps else "" for step in args.at]
+            print(f"| {record['algo']} seed {record['seed']} | {mode} | " + " | ".join(cells) + " |")
+            axis.plot(
+                steps, means, style, color=colors[record["algo"]], label=f"{record['algo']} seed {record['seed']} {mode}"
+            )
+    axis.set(xlabel="environment steps", ylabel="mean return of 10 episodes", title=records[0]["env"])
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(args.results / "curves.png", dpi=120)
+    print(f"\nwrote {args.results / 'curves.png'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("--algo", choices=ALGORITHMS, default="flowrl")
+    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs' JSON files")
+    parser.add_argument("--at", type=int, nargs="+", default=[10_000, 20_000, 30_000, 60_000, 100_000])
+    parsed = parser.parse_args()
+    {"run": run, "report": report}[parsed.action](parsed)

@@ -1,0 +1,119 @@
+"""
+Checks of what users and environments hand in, each with an error that says what was wrong and what to do.
+"""
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+
+
+class UnsupportedActionSpaceError(ValueError, AssertionError):
+    """
+    The environment's action space is not a bounded Box. Also an ``AssertionError``, which is what SB3's own algorithms raise.
+    """
+
+
+def check_action_space(action_space: spaces.Space) -> None:
+    """
+    :param action_space: the environment's action space
+    :raises UnsupportedActionSpaceError: if it is not a ``Box`` with finite bounds, low below high
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise UnsupportedActionSpaceError(
+            f"FlowRL only supports continuous actions (a gymnasium Box), but the environment's action space is {action_space}. "
+            "For discrete actions use an algorithm such as stable_baselines3.DQN or sb3_contrib.QRDQN."
+        )
+    low, high = np.asarray(action_space.low), np.asarray(action_space.high)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UnsupportedActionSpaceError(
+            f"The environment's continuous action space must have finite bounds, but it is {action_space} with "
+            f"low={low} and high={high}. Wrap the environment in gymnasium.wrappers.RescaleAction, or give the space bounds."
+        )
+    if not (low < high).all():
+        raise UnsupportedActionSpaceError(
+            f"Every dimension of the action space must have low < high, but low={low} and high={high}. "
+            "Leave out the dimensions that can't be acted on."
+        )
+
+
+def check_positive_int(name: str, value: Any) -> None:
+    """
+    :param name: the argument's name, for the message
+    :param value: what the user gave
+    :raises ValueError: if it is not an integer of at least 1
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str], or_else: str = "") -> None:
+    """
+    :param name: the argument's name, for the message
+    :param value: what the user gave
+    :param choices: the values that are allowed
+    :param or_else: what else the argument may be, for the message
+    :raises ValueError: if the value is not one of the choices
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}{or_else}.")
+
+
+def check_number(name: str, value: Any, is_valid: Callable[[float], bool], description: str) -> None:
+    """
+    :param name: the argument's name, for the message
+    :param value: what the user gave
+    :param is_valid: whether a real number is allowed
+    :param description: what the value must be, for the message
+    :raises ValueError: if the value is not a real number, or not allowed
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not is_valid(float(value)):
+        raise ValueError(f"{name}={value!r} must be {description}.")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """
+    Accept ``1e6`` where ``1_000_000`` is meant.
+
+    :param name: the argument's name, for the message
+    :param value: an integer, or a float that is a whole number
+    :return: the value as an integer
+    :raises ValueError: for anything else, and for a negative number
+    """
+    if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    try:
+        if isinstance(value, bool) or operator.index(value) < 0:
+            raise TypeError
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be a whole number of steps, such as 1_000_000 or 1e6.") from None
+    return operator.index(value)
+
+
+def check_finite_batch(batch: ReplayBufferSamples | DictReplayBufferSamples, n_updates: int, num_timesteps: int) -> None:
+    """
+    Stop before NaN or infinite data from the environment reaches the networks, which they would never recover from.
+
+    :param batch: the samples of one update
+    :param n_updates: updates done so far, for the message
+    :param num_timesteps: environment steps done so far, for the message
+    :raises ValueError: naming the first tensor that holds a value that is not finite
+    """
+    for name, values in batch._asdict().items():
+        tensors = {f"{name}[{key!r}]": value for key, value in values.items()} if isinstance(values, dict) else {name: values}
+        for full_name, tensor in tensors.items():
+            if tensor is None or not tensor.is_floating_point() or bool(th.isfinite(tensor).all()):
+                continue
+            bad = tensor[~th.isfinite(tensor)].flatten()
+            raise ValueError(
+                f"`{full_name}` of the replay sample for update {n_updates} (environment step {num_timesteps}) holds "
+                f"{bad.numel()} value(s) that are not finite, the first being {bad[0].item()}. The networks were not "
+                "touched by it. Look for the cause in the environment (wrap it in "
+                "stable_baselines3.common.vec_env.VecCheckNan to catch it at the step where it arises)."
+            )

@@ -1,0 +1,140 @@
+"""
+The policy as a flow: integrating a velocity field from noise to an action (paper, Section 4.1), and the straight
+probability path on which that field is trained (paper, Section 3.2).
+
+Everything here is a pure function of tensors; the networks live in ``policies.py``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+
+#: A velocity field with the state already bound: maps times ``(B, 1)`` and points ``(B, A)`` to velocities ``(B, A)``.
+VelocityField = Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+#: Actions are pulled back this far from the bounds of [-1, 1] before ``atanh``, which is infinite at the bounds.
+PRE_SQUASH_LIMIT = 0.999
+
+
+class FlowNoise(NamedTuple):
+    """
+    All the random numbers of one update, drawn together so that the update itself is a deterministic function.
+
+    :ivar path: standard normal, ``(B, A)``: where the paths of the flow-matching loss start
+    :ivar next_action: standard normal, ``(B, A)``: base sample of the action in the next state
+    :ivar action: standard normal, ``(B, A)``: base sample of the action that the actor is trained on
+    :ivar time: uniform on [0, 1), ``(B, 1)``: where on its path each sample of the flow-matching loss is taken
+    """
+
+    path: th.Tensor
+    next_action: th.Tensor
+    action: th.Tensor
+    time: th.Tensor
+
+
+def draw_noise(batch_size: int, action_dim: int, device: th.device) -> FlowNoise:
+    """
+    Draw the random numbers of one update from PyTorch's global generator.
+
+    :param batch_size: B
+    :param action_dim: A
+    :param device: where the tensors live
+    :return: the random numbers, not yet truncated (see :func:`truncate_noise`)
+    """
+    return FlowNoise(
+        path=th.randn(batch_size, action_dim, device=device),
+        next_action=th.randn(batch_size, action_dim, device=device),
+        action=th.randn(batch_size, action_dim, device=device),
+        time=th.rand(batch_size, 1, device=device),
+    )
+
+
+def truncate_noise(noise: th.Tensor, noise_clip: float | None) -> th.Tensor:
+    """
+    Clip base samples component by component, as the authors' code does (the paper's a0 is an unclipped N(0, I)).
+
+    :param noise: standard normal samples, any shape
+    :param noise_clip: largest absolute value that remains, or ``None`` to leave the samples as they are
+    :return: the base samples a0, of the same shape
+    """
+    return noise if noise_clip is None else noise.clamp(-noise_clip, noise_clip)
+
+
+def euler_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> th.Tensor:
+    """One step of Euler's rule: first order, one evaluation. Shapes as in :func:`integrate`."""
+    return x + h * velocity(t, x)
+
+
+def midpoint_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> th.Tensor:
+    """One step of the explicit midpoint rule (paper, Table 1): second order, two evaluations."""
+    halfway = x + 0.5 * h * velocity(t, x)
+    return x + h * velocity(t + 0.5 * h, halfway)
+
+
+def rk4_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> th.Tensor:
+    """One step of the classical Runge-Kutta rule: fourth order, four evaluations."""
+    k1 = velocity(t, x)
+    k2 = velocity(t + 0.5 * h, x + 0.5 * h * k1)
+    k3 = velocity(t + 0.5 * h, x + 0.5 * h * k2)
+    k4 = velocity(t + h, x + h * k3)
+    return x + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+#: What ``ode_solver`` may be. All are explicit and of fixed step, so that gradients of Q flow through every step.
+ODE_SOLVERS = {"euler": euler_step, "midpoint": midpoint_step, "rk4": rk4_step}
+
+
+def integrate(velocity: VelocityField, x0: th.Tensor, flow_steps: int, ode_solver: str) -> th.Tensor:
+    """
+    Solve dx/dt = velocity(t, x) from t = 0 to t = 1 with ``flow_steps`` equal steps (paper, Eq. 8).
+
+    :param velocity: the velocity field, differentiable if gradients are to flow through the integration
+    :param x0: initial points, ``(B, A)``
+    :param flow_steps: N, the number of steps
+    :param ode_solver: a key of :data:`ODE_SOLVERS`
+    :return: x(1), ``(B, A)``
+    """
+    step = ODE_SOLVERS[ode_solver]
+    h = 1.0 / flow_steps
+    x = x0
+    for index in range(flow_steps):
+        t = x0.new_full((x0.shape[0], 1), index * h)
+        x = step(velocity, t, x, h)
+    return x
+
+
+def straight_path(x0: th.Tensor, x1: th.Tensor, t: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The straight line from noise to action, and its constant velocity (paper, Eq. 7).
+
+    :param x0: base samples, ``(B, A)``
+    :param x1: end points, ``(B, A)``
+    :param t: times in [0, 1], ``(B, 1)``
+    :return: the points t·x1 + (1-t)·x0 and the velocities x1 - x0, both ``(B, A)``
+    """
+    return t * x1 + (1.0 - t) * x0, x1 - x0
+
+
+def squash(x: th.Tensor) -> th.Tensor:
+    """
+    Bound the end point of the flow to the action space scaled to [-1, 1].
+
+    :param x: end points x(1) of the flow, any shape
+    :return: tanh(x)
+    """
+    return th.tanh(x)
+
+
+def unsquash(actions: th.Tensor) -> th.Tensor:
+    """
+    The end points that :func:`squash` maps to the given actions, for flow matching before the squashing.
+
+    :param actions: actions scaled to [-1, 1], any shape; clipped to ±``PRE_SQUASH_LIMIT`` first
+    :return: atanh of the clipped actions
+    """
+    return th.atanh(actions.clamp(-PRE_SQUASH_LIMIT, PRE_SQUASH_LIMIT))
+
+
+#: What ``matching`` may be: the map from a stored action to the end point on which the velocity field is regressed.
+MATCHING_SPACES: dict[str, Callable[[th.Tensor], th.Tensor]] = {"action": lambda actions: actions, "pre_squash": unsquash}

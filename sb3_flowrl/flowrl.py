@@ -1,0 +1,422 @@
+"""
+FlowRL as a Stable-Baselines3 algorithm.
+"""
+
+import math
+from collections import defaultdict
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
+
+from sb3_flowrl import checks, losses
+from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
+from sb3_flowrl.guidance import GUIDANCES, Guidance
+from sb3_flowrl.policies import FlowActor, FlowActorCriticPolicy, FlowCritic, FlowValue, MlpPolicy
+
+SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
+
+#: What ``precision`` may be, and whether the networks run under bfloat16 autocast.
+PRECISIONS = {"float32": False, "bfloat16": True}
+
+
+class FlowRL(OffPolicyAlgorithm):
+    """
+    FlowRL: Flow-Based Policy for Online Reinforcement Learning.
+
+    An off-policy actor-critic whose actor is a flow, a state-conditioned velocity field that is integrated from noise to an
+    action. It maximises Q_π while its Wasserstein-2 distance to the best behaviour in the replay buffer stays bounded:
+    every buffer action attracts the flow, weighted by how much better the behaviour did than the present policy.
+
+    Paper: https://arxiv.org/abs/2506.12811
+    The authors' code: https://github.com/bytedance/FlowRL
+
+    Where paper and code differ, the defaults follow the paper's equations, and the authors' code in what the paper leaves
+    open. ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` give each to the letter.
+
+    :param policy: The policy model to use (MlpPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: learning rate for adam optimizer,
+        the same learning rate will be used for all networks (Q-Values, Actor and Value function)
+        it can be a function of the current progress remaining (from 1 to 0)
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: how many steps of the model to collect transitions for before learning starts
+    :param batch_size: Minibatch size for each gradient update
+    :param tau: the soft update coefficient ("Polyak update", between 0 and 1), the weight of the online network.
+        The authors' 0.95 leaves the targets almost no lag
+    :param gamma: the discount factor
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param action_noise: the action noise type (None by default), this can help
+        for hard exploration problem. Cf common.noise for the different action noise type.
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
+        If ``None``, it will be automatically selected.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
+        at a cost of more complexity.
+        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value networks.
+        Note: it is only used when ``replay_buffer_class`` is ``None``, and is not supported for Dict
+        observation spaces yet. When passing a custom ``replay_buffer_class``, configure it directly
+        with ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead.
+    :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
+        the first update included. The value functions will be updated every time.
+    :param flow_steps: number N of integration steps from noise to action
+    :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field a step
+    :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behaviour in the buffer.
+        The authors recommend 0.8 for HumanoidBench tasks that they did not report
+    :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 leaves the constraint out
+    :param guidance: what makes the weights λ·w of the buffer's actions from ``(q_behavior, q_policy, w2_coef)``, see
+        ``sb3_flowrl.guidance``: "paper" (0 where the policy is no worse than the behaviour, capped at 1), "reference" (the
+        authors' code, never 0), or a callable of the same signature that returns the final weights, λ included
+    :param per_sample: whether each weight acts on its own sample, as Theorem 4.2 needs. False multiplies the mean weight by
+        the mean error, as the authors' code does
+    :param matching: where the flow-matching error is measured: "action" regresses the flow's end point, before it is
+        squashed, onto the stored action itself, as the authors' code does; "pre_squash" onto atanh of the action (clipped to
+        ±0.999), so that a perfect match plays the stored action
+    :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
+    :param precision: "float32", or "bfloat16" to run the networks under bfloat16 autocast in the updates; parameters,
+        optimiser state and losses stay in float32
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``FlowActorCriticPolicy``
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: before any work, for an argument or an action space that FlowRL can't work with
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+    }
+    policy: FlowActorCriticPolicy
+    actor: FlowActor
+    critic: FlowCritic
+    critic_target: FlowCritic
+    behavior_critic: FlowCritic
+    behavior_critic_target: FlowCritic
+    behavior_value: FlowValue
+
+    def __init__(
+        self,
+        policy: str | type[FlowActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 5_000,
+        batch_size: int = 256,
+        tau: float = 0.95,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        policy_delay: int = 2,
+        flow_steps: int = 1,
+        ode_solver: str = "midpoint",
+        expectile: float = 0.9,
+        w2_coef: float = 0.1,
+        guidance: str | Guidance = "paper",
+        per_sample: bool = True,
+        matching: str = "action",
+        noise_clip: float | None = 1.0,
+        precision: str = "float32",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        self.policy_delay = policy_delay
+        self.flow_steps = flow_steps
+        self.ode_solver = ode_solver
+        self.expectile = expectile
+        self.w2_coef = w2_coef
+        self.guidance = guidance
+        self.per_sample = per_sample
+        self.matching = matching
+        self.noise_clip = noise_clip
+        self.precision = precision
+        self._check_arguments()
+        if env is not None:  # it is, while loading a model for prediction only
+            env = maybe_make_env(env, verbose)
+            checks.check_action_space(env.action_space)
+
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+            support_multi_env=True,
+        )
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        checks.check_positive_int("policy_delay", self.policy_delay)
+        checks.check_positive_int("flow_steps", self.flow_steps)
+        checks.check_choice("ode_solver", self.ode_solver, ODE_SOLVERS)
+        checks.check_number("expectile", self.expectile, lambda x: 0.0 < x < 1.0, "a number strictly between 0 and 1")
+        checks.check_number("w2_coef", self.w2_coef, lambda x: 0.0 <= x < math.inf, "a finite number of at least 0")
+        if not callable(self.guidance):
+            checks.check_choice("guidance", self.guidance, GUIDANCES, or_else=", or pass a callable")
+        checks.check_choice("matching", self.matching, MATCHING_SPACES)
+        if self.noise_clip is not None:
+            checks.check_number("noise_clip", self.noise_clip, lambda x: x > 0.0, "a number above 0, or None not to clip")
+        checks.check_choice("precision", self.precision, PRECISIONS)
+
+    def _setup_model(self) -> None:
+        self._check_arguments()  # again, as `load` may have changed them
+        user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
+        if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
+            raise ValueError(f"{', '.join(misplaced)} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
+        # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
+        self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
+        super()._setup_model()
+        self.policy_kwargs = user_policy_kwargs
+        self._create_aliases()
+        # Running mean and running var
+        self._batch_norm_stats = [
+            (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
+            for online, target in self._target_pairs()
+        ]
+
+    def _flow_kwargs(self) -> dict[str, Any]:
+        return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
+
+    def _create_aliases(self) -> None:
+        self.actor = self.policy.actor
+        self.critic = self.policy.critic
+        self.critic_target = self.policy.critic_target
+        self.behavior_critic = self.policy.behavior_critic
+        self.behavior_critic_target = self.policy.behavior_critic_target
+        self.behavior_value = self.policy.behavior_value
+
+    def _target_pairs(self) -> list[tuple[FlowCritic, FlowCritic]]:
+        return [(self.critic, self.critic_target), (self.behavior_critic, self.behavior_critic_target)]
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """
+        Sample the replay buffer and do the updates (paper, Algorithm 1, lines 6 to 10).
+
+        :param gradient_steps: number of updates
+        :param batch_size: samples in each update
+        :raises ValueError: if a sample holds a value that is not finite, before it reaches the networks
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        # Update learning rate according to lr schedule
+        value_optimizers = [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
+        self._update_learning_rate([self.actor.optimizer, *value_optimizers])
+
+        logs: dict[str, list[th.Tensor]] = defaultdict(list)
+        for _ in range(gradient_steps):
+            batch = self._sample_batch(batch_size)
+            noise = self._draw_noise(batch.actions.shape[0])
+
+            # The three losses read only values from before this update: one backward pass serves them all
+            value_losses, q_behavior = self._value_losses(batch, noise)
+            for optimizer in value_optimizers:
+                optimizer.zero_grad()
+            th.stack(list(value_losses.values())).sum().backward()
+            for optimizer in value_optimizers:
+                optimizer.step()
+            _append(logs, value_losses)
+
+            # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
+            if self._n_updates % self.policy_delay == 0:
+                actor_loss, actor_logs = self._actor_loss(batch, noise, q_behavior)
+                self.actor.optimizer.zero_grad()
+                # The critics pass the gradient on to the actor; their own is not needed
+                actor_loss.backward(inputs=list(self.actor.parameters()))
+                self.actor.optimizer.step()
+                _append(logs, actor_logs)
+                self._update_targets()
+
+            self._n_updates += 1
+
+        self._record(logs)
+
+    def _sample_batch(self, batch_size: int) -> ReplayBufferSamples:
+        assert self.replay_buffer is not None  # for mypy
+        batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        checks.check_finite_batch(batch, self._n_updates, self.num_timesteps)
+        return batch
+
+    def _draw_noise(self, batch_size: int) -> FlowNoise:
+        return draw_noise(batch_size, self.actor.action_dim, self.device)
+
+    def _autocast(self) -> th.autocast:
+        return th.autocast(self.device.type, dtype=th.bfloat16, enabled=PRECISIONS[self.precision])
+
+    def _value_losses(self, batch: ReplayBufferSamples, noise: FlowNoise) -> tuple[dict[str, th.Tensor], th.Tensor]:
+        """
+        The losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
+
+        :param batch: replay samples, actions scaled to [-1, 1]
+        :param noise: the update's random numbers
+        :return: the three losses by their names in the log, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
+        """
+        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
+        discounts = batch.discounts if batch.discounts is not None else self.gamma
+        with self._autocast():
+            with th.no_grad():
+                next_actions = self.actor.flow(self.actor.features(batch.next_observations), noise.next_action)
+                next_q = losses.clipped_min(self.critic_target(batch.next_observations, next_actions))
+                next_v = self.behavior_value(batch.next_observations)
+                targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_q)
+                behavior_targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
+                v_targets = losses.clipped_min(self.behavior_critic_target(batch.observations, batch.actions))
+
+            q_values = self.critic(batch.observations, batch.actions)
+            behavior_q_values = self.behavior_critic(batch.observations, batch.actions)
+            v_values = self.behavior_value(batch.observations)
+
+        value_losses = {
+            "critic_loss": losses.critic_loss(q_values, targets),
+            "behavior_critic_loss": losses.critic_loss(behavior_q_values, behavior_targets),
+            "value_loss": losses.expectile_loss(v_targets - v_values, self.expectile),
+        }
+        return value_losses, losses.clipped_min(behavior_q_values).detach()
+
+    def _actor_loss(
+        self, batch: ReplayBufferSamples, noise: FlowNoise, q_behavior: th.Tensor
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """
+        The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9).
+
+        :param batch: replay samples, actions scaled to [-1, 1]
+        :param noise: the update's random numbers
+        :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
+        :return: the loss, and what is logged of it
+        """
+        with self._autocast():
+            features = self.actor.features(batch.observations)
+            q_policy = losses.clipped_min(self.critic(batch.observations, self.actor.flow(features, noise.action)))
+
+            end_points = MATCHING_SPACES[self.matching](batch.actions)
+            base_points = truncate_noise(noise.path, self.noise_clip)
+            points, path_velocities = straight_path(base_points, end_points, noise.time)
+            errors = losses.flow_matching_error(self.actor.velocity(noise.time, features, points), path_velocities)
+
+        weights = self._guidance_weights(q_behavior, q_policy.detach())
+        constraint = losses.weighted_flow_matching_loss(errors, weights, self.per_sample)
+        loss = losses.actor_loss(q_policy, constraint)
+        logs = {
+            "actor_loss": loss,
+            "flow_matching_loss": errors.mean(),
+            "weighted_flow_matching_loss": constraint,
+            "guidance_weight": weights.mean(),
+            "guidance_active": (q_behavior > q_policy).float().mean(),
+            "q_policy": q_policy.mean(),
+            "q_behavior": q_behavior.mean(),
+        }
+        return loss, logs
+
+    def _guidance_weights(self, q_behavior: th.Tensor, q_policy: th.Tensor) -> th.Tensor:
+        guidance = GUIDANCES[self.guidance] if isinstance(self.guidance, str) else self.guidance
+        weights = guidance(q_behavior, q_policy, self.w2_coef).detach()
+        if weights.shape != q_policy.shape:
+            raise ValueError(
+                f"guidance={self.guidance} returned weights of shape {tuple(weights.shape)}; it must return one weight a "
+                f"sample, of shape {tuple(q_policy.shape)}, like the values that it is given."
+            )
+        return weights
+
+    def _update_targets(self) -> None:
+        for online, target in self._target_pairs():
+            polyak_update(online.parameters(), target.parameters(), self.tau)
+        for online_stats, target_stats in self._batch_norm_stats:
+            # Copy running stats, see SB3's GH issue #996
+            polyak_update(online_stats, target_stats, 1.0)
+
+    def _record(self, logs: dict[str, list[th.Tensor]]) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if not logs:
+            return
+        # One transfer from the device for all of them
+        means = th.stack([th.stack(values).mean() for values in logs.values()]).tolist()
+        for name, mean in zip(logs, means, strict=True):
+            self.logger.record(f"train/{name}", mean)
+
+    def learn(
+        self: SelfFlowRL,
+        total_timesteps: int | float,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "FlowRL",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfFlowRL:
+        """
+        Return a trained model.
+
+        :param total_timesteps: The total number of samples (env steps) to train on; a float must be whole, such as 1e6
+        :param callback: callback(s) called at every step with state of the algorithm.
+        :param log_interval: the number of episodes before logging
+        :param tb_log_name: the name of the run for TensorBoard logging
+        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: the trained model
+        :raises ValueError: if ``total_timesteps`` is not a whole number
+        """
+        return super().learn(
+            total_timesteps=checks.whole_number("total_timesteps", total_timesteps),
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
+        return [*super()._excluded_save_params(), *aliases, "_batch_norm_stats"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
+        return ["policy", *optimizers], []
+
+
+def _append(logs: dict[str, list[th.Tensor]], values: dict[str, th.Tensor]) -> None:
+    for name, value in values.items():
+        logs[name].append(value.detach())

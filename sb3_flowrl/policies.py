@@ -1,0 +1,529 @@
+"""
+The networks of FlowRL: the flow actor, the twin critics, the state value, and the policy that holds all six.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_flowrl.flow import integrate, squash, truncate_noise
+
+#: What ``critic_layout`` may be.
+CRITIC_LAYOUTS = ("mlp", "reference")
+
+
+def create_normed_mlp(
+    input_dim: int,
+    output_dim: int,
+    net_arch: list[int],
+    activation_fn: type[nn.Module],
+    layer_norm: bool = True,
+    linear_ends: bool = False,
+) -> nn.Sequential:
+    """
+    Create a multi-layer perceptron of Linear → LayerNorm → activation blocks and a linear output layer, with
+    Xavier-uniform weights and zero biases (the authors' initialisation).
+
+    :param input_dim: size of the input vector
+    :param output_dim: size of the output vector
+    :param net_arch: widths of the hidden layers, one block each; an empty list gives a linear map
+    :param activation_fn: activation of the hidden layers
+    :param layer_norm: whether a block has its LayerNorm
+    :param linear_ends: leave out the activation of the first and of the last block (the authors' critics)
+    :return: the network
+    """
+    layers: list[nn.Module] = []
+    width = input_dim
+    for index, next_width in enumerate(net_arch):
+        layers.append(nn.Linear(width, next_width))
+        if layer_norm:
+            layers.append(nn.LayerNorm(next_width))
+        if not (linear_ends and index in (0, len(net_arch) - 1)):
+            layers.append(activation_fn())
+        width = next_width
+    layers.append(nn.Linear(width, output_dim))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+class BoundedActionPolicy(BasePolicy):
+    """
+    A squashed policy whose unscaled actions never leave the action space, not even by a rounding error.
+    """
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        Rescale the action from [-1, 1] to [low, high].
+
+        :param scaled_action: action(s) in [-1, 1], ``(*action_shape)`` or ``(n, *action_shape)``
+        :return: action(s) of the same shape, inside the bounds (``low + (high - low)`` may round to more than ``high``)
+        """
+        assert isinstance(self.action_space, spaces.Box)  # for mypy
+        return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
+
+
+class FlowActor(BoundedActionPolicy):
+    """
+    The flow policy (paper, Section 4.1): a velocity field, conditioned on the state, that carries noise to an action.
+
+    The field is one network; its input is the concatenation of the state's features, the point x and the time t.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Widths of the velocity field's hidden layers
+    :param features_extractor: Network to extract features
+        (a CNN when using images, a nn.Flatten() layer otherwise)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param flow_steps: Number of integration steps N from noise to action
+    :param ode_solver: Integration rule: "euler", "midpoint" or "rk4"
+    :param noise_clip: Bound of the components of the base sample a0 ~ N(0, I); ``None`` leaves it unbounded
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ELU,
+        layer_norm: bool = True,
+        normalize_images: bool = True,
+        flow_steps: int = 1,
+        ode_solver: str = "midpoint",
+        noise_clip: float | None = 1.0,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+
+        self.net_arch = net_arch
+        self.features_dim = features_dim
+        self.activation_fn = activation_fn
+        self.layer_norm = layer_norm
+        self.flow_steps = flow_steps
+        self.ode_solver = ode_solver
+        self.noise_clip = noise_clip
+
+        self.action_dim = get_action_dim(self.action_space)
+        self.velocity_net = create_normed_mlp(
+            features_dim + self.action_dim + 1, self.action_dim, net_arch, activation_fn, layer_norm
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+
+        data.update(
+            dict(
+                net_arch=self.net_arch,
+                features_dim=self.features_dim,
+                activation_fn=self.activation_fn,
+                layer_norm=self.layer_norm,
+                features_extractor=self.features_extractor,
+                flow_steps=self.flow_steps,
+                ode_solver=self.ode_solver,
+                noise_clip=self.noise_clip,
+            )
+        )
+        return data
+
+    def velocity(self, t: th.Tensor, features: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """
+        The velocity field v_θ(t, s, x).
+
+        :param t: times in [0, 1], ``(B, 1)``
+        :param features: features of the states s, ``(B, features_dim)``
+        :param x: points of the flow, ``(B, A)``
+        :return: velocities, ``(B, A)``, in float32 whatever precision the network ran in
+        """
+        return self.velocity_net(th.cat([features, x, t], dim=1)).float()
+
+    def flow(self, features: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        Carry noise along the flow to an action; the gradient flows through every step.
+
+        :param features: features of the states, ``(B, features_dim)``
+        :param noise: standard normal samples, ``(B, A)``, not yet truncated; zeros give the deterministic action
+        :return: actions in [-1, 1], ``(B, A)``
+        """
+        end_points = integrate(
+            lambda t, x: self.velocity(t, features, x),
+            truncate_noise(noise, self.noise_clip),
+            self.flow_steps,
+            self.ode_solver,
+        )
+        return squash(end_points)
+
+    def features(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, ``(B, *obs_shape)``
+        :return: what the velocity field is conditioned on, ``(B, features_dim)``
+        """
+        return self.extract_features(obs, self.features_extractor)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        Sample an action for each observation.
+
+        :param obs: observations, ``(B, *obs_shape)``
+        :param deterministic: start the flow at a0 = 0, the mode of the base distribution, instead of at a random sample
+        :return: actions in [-1, 1], ``(B, A)``
+        """
+        features = self.features(obs)
+        shape = (features.shape[0], self.action_dim)
+        noise = features.new_zeros(shape) if deterministic else th.randn(shape, device=features.device)
+        return self.flow(features, noise)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+
+class _ValueModel(BaseModel):
+    """
+    What the critics and the state value have in common: ``n_networks`` equal networks on one features extractor.
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        features_extractor: BaseFeaturesExtractor,
+        normalize_images: bool,
+        n_networks: int,
+        network_kwargs: dict[str, Any],
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.networks = nn.ModuleList(create_normed_mlp(output_dim=1, **network_kwargs) for _ in range(n_networks))
+
+
+class FlowCritic(_ValueModel):
+    """
+    Critic network(s) of FlowRL, Q(s, a): a twin by default, for clipped Q-learning.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Widths of the hidden layers
+    :param features_extractor: Network to extract features
+        (a CNN when using images, a nn.Flatten() layer otherwise)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
+    :param critic_layout: "mlp", or "reference" to leave out the first and the last hidden layer's activation
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param n_critics: Number of critic networks to create.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.GELU,
+        layer_norm: bool = True,
+        critic_layout: str = "mlp",
+        normalize_images: bool = True,
+        n_critics: int = 2,
+    ):
+        network_kwargs = dict(
+            input_dim=features_dim + get_action_dim(action_space),
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            layer_norm=layer_norm,
+            linear_ends=critic_layout == "reference",
+        )
+        super().__init__(
+            observation_space, action_space, features_extractor, normalize_images, n_critics, network_kwargs
+        )
+
+    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param obs: observations, ``(B, *obs_shape)``
+        :param actions: actions in [-1, 1], ``(B, A)``
+        :return: one ``(B, 1)`` tensor of values for each critic network, in float32
+        """
+        features = self.extract_features(obs, self.features_extractor)
+        q_input = th.cat([features, actions], dim=1)
+        return tuple(network(q_input).float() for network in self.networks)
+
+
+class FlowValue(_ValueModel):
+    """
+    State value network of FlowRL, V_β*(s).
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Widths of the hidden layers
+    :param features_extractor: Network to extract features
+        (a CNN when using images, a nn.Flatten() layer otherwise)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
+    :param critic_layout: "mlp", or "reference" to leave out the first and the last hidden layer's activation
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.GELU,
+        layer_norm: bool = True,
+        critic_layout: str = "mlp",
+        normalize_images: bool = True,
+    ):
+        network_kwargs = dict(
+            input_dim=features_dim,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            layer_norm=layer_norm,
+            linear_ends=critic_layout == "reference",
+        )
+        super().__init__(observation_space, action_space, features_extractor, normalize_images, 1, network_kwargs)
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, ``(B, *obs_shape)``
+        :return: values, ``(B, 1)``, in float32
+        """
+        return self.networks[0](self.extract_features(obs, self.features_extractor)).float()
+
+
+class FlowActorCriticPolicy(BoundedActionPolicy):
+    """
+    Policy class of FlowRL: the flow actor, the twin critic Q_π and its target, the twin critic Q_β* of the best behaviour
+    in the replay buffer and its target, and that behaviour's state value V_β*.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation: a list for all networks, or
+        ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*.
+        Default: the paper's ``dict(pi=[512, 512], qf=[512, 512, 512])`` (Table 1)
+    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``.
+        Default: the authors' ``dict(pi=nn.ELU, qf=nn.GELU)`` (the paper's critics use mish)
+    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
+    :param critic_layout: "mlp", or "reference" for the critics and V_β* of the authors' code, which leave out the
+        activation of the first and of the last hidden layer; theirs are four wide, ``qf=[512, 512, 512, 512]``
+    :param features_extractor_class: Features extractor to use.
+    :param features_extractor_kwargs: Keyword arguments
+        to pass to the features extractor.
+    :param normalize_images: Whether to normalize images or not,
+         dividing by 255.0 (True by default)
+    :param optimizer_class: The optimizer to use,
+        ``th.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments,
+        excluding the learning rate, to pass to the optimizer.
+        Default: ``dict(fused=True)`` for Adam and AdamW, which computes the same step in one kernel
+    :param n_critics: Number of networks in each critic.
+    :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
+    :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
+    :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
+    :raises ValueError: if ``critic_layout`` is unknown, or "reference" for fewer than three hidden layers, or
+        if a dict is not ``dict(pi=..., qf=...)``
+    """
+
+    actor: FlowActor
+    critic: FlowCritic
+    critic_target: FlowCritic
+    behavior_critic: FlowCritic
+    behavior_critic_target: FlowCritic
+    behavior_value: FlowValue
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] | dict[str, type[nn.Module]] | None = None,
+        layer_norm: bool = True,
+        critic_layout: str = "mlp",
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 2,
+        flow_steps: int = 1,
+        ode_solver: str = "midpoint",
+        noise_clip: float | None = 1.0,
+    ):
+        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
+            optimizer_kwargs = dict(fused=True)
+
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+            normalize_images=normalize_images,
+        )
+
+        if net_arch is None:
+            net_arch = dict(pi=[512, 512], qf=[512, 512, 512])
+        if activation_fn is None:
+            activation_fn = dict(pi=nn.ELU, qf=nn.GELU)
+
+        actor_arch, critic_arch = get_actor_critic_arch(net_arch)
+        actor_activation, critic_activation = _split_activations(activation_fn)
+        _check_critic_layout(critic_layout, critic_arch)
+
+        self.net_arch = net_arch
+        self.activation_fn = activation_fn
+        net_args = {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "layer_norm": layer_norm,
+            "normalize_images": normalize_images,
+        }
+        self.actor_kwargs: dict[str, Any] = {
+            **net_args,
+            "net_arch": actor_arch,
+            "activation_fn": actor_activation,
+            "flow_steps": flow_steps,
+            "ode_solver": ode_solver,
+            "noise_clip": noise_clip,
+        }
+        self.value_kwargs: dict[str, Any] = {
+            **net_args,
+            "net_arch": critic_arch,
+            "activation_fn": critic_activation,
+            "critic_layout": critic_layout,
+        }
+        self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_critics": n_critics}
+
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self.make_actor()
+        self.critic = self.make_critic()
+        self.critic_target = self.make_critic()
+        self.behavior_critic = self.make_critic()
+        self.behavior_critic_target = self.make_critic()
+        self.behavior_value = self.make_value()
+
+        # Both critics of a fresh model judge alike, so that the first weights compare policies and not initialisations
+        for copy in (self.critic_target, self.behavior_critic, self.behavior_critic_target):
+            copy.load_state_dict(self.critic.state_dict())
+
+        for model in (self.actor, self.critic, self.behavior_critic, self.behavior_value):
+            model.optimizer = self.optimizer_class(
+                model.parameters(),
+                lr=lr_schedule(1),  # type: ignore[call-arg]
+                **self.optimizer_kwargs,
+            )
+
+        # Target networks should always be in eval mode
+        self.critic_target.set_training_mode(False)
+        self.behavior_critic_target.set_training_mode(False)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+
+        data.update(
+            dict(
+                net_arch=self.net_arch,
+                activation_fn=self.activation_fn,
+                layer_norm=self.actor_kwargs["layer_norm"],
+                critic_layout=self.critic_kwargs["critic_layout"],
+                n_critics=self.critic_kwargs["n_critics"],
+                flow_steps=self.actor_kwargs["flow_steps"],
+                ode_solver=self.actor_kwargs["ode_solver"],
+                noise_clip=self.actor_kwargs["noise_clip"],
+                lr_schedule=self._dummy_schedule,  # dummy lr schedule, not needed for loading policy alone
+                optimizer_class=self.optimizer_class,
+                optimizer_kwargs=self.optimizer_kwargs,
+                features_extractor_class=self.features_extractor_class,
+                features_extractor_kwargs=self.features_extractor_kwargs,
+            )
+        )
+        return data
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowActor:
+        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
+        return FlowActor(**actor_kwargs).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowCritic:
+        critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+        return FlowCritic(**critic_kwargs).to(self.device)
+
+    def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowValue:
+        value_kwargs = self._update_features_extractor(self.value_kwargs, features_extractor)
+        return FlowValue(**value_kwargs).to(self.device)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._predict(obs, deterministic=deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.actor(observation, deterministic)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy in either training or evaluation mode. The target networks stay in evaluation mode.
+
+        This affects certain modules, such as batch normalisation and dropout.
+
+        :param mode: if true, set to training mode, else set to evaluation mode
+        """
+        for model in (self.actor, self.critic, self.behavior_critic, self.behavior_value):
+            model.set_training_mode(mode)
+        self.training = mode
+
+
+def _split_activations(
+    activation_fn: type[nn.Module] | dict[str, type[nn.Module]],
+) -> tuple[type[nn.Module], type[nn.Module]]:
+    if not isinstance(activation_fn, dict):
+        return activation_fn, activation_fn
+    if set(activation_fn) != {"pi", "qf"}:
+        raise ValueError(f"activation_fn={activation_fn} must have the keys 'pi' and 'qf', like net_arch.")
+    return activation_fn["pi"], activation_fn["qf"]
+
+
+def _check_critic_layout(critic_layout: str, critic_arch: list[int]) -> None:
+    if critic_layout not in CRITIC_LAYOUTS:
+        raise ValueError(f"critic_layout={critic_layout!r} is unknown; choose one of {', '.join(map(repr, CRITIC_LAYOUTS))}.")
+    if critic_layout == "reference" and len(critic_arch) < 3:
+        raise ValueError(
+            f"critic_layout='reference' has no activation after its first and its last hidden layer, so with "
+            f"qf={critic_arch} the critics would have none at all. Give it three hidden layers or more "
+            "(the authors' critics have four), or use critic_layout='mlp'."
+        )
+
+
+MlpPolicy = FlowActorCriticPolicy

@@ -1,0 +1,81 @@
+"""
+Two documented sets of arguments: the paper to the letter, and the authors' code.
+
+Pass either with ``**``, and override what you like: ``FlowRL("MlpPolicy", env, **{**reference_arguments(), "seed": 0})``.
+The README's table lists D1 to D11, the places where paper and code differ, with the argument that controls each.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from sb3_flowrl.guidance import uncapped_guidance
+
+
+def paper_arguments(action_dim: int) -> dict[str, Any]:
+    """
+    The arguments that make FlowRL the algorithm of the paper to the letter.
+
+    Where the paper is silent (target rate, first random steps) the authors' constants stand. Two warnings: the uncapped
+    weights can overflow where values are large, and with an actor step at every update it costs more than the defaults.
+
+    :param action_dim: number of action dimensions A. The paper's squared norm is a sum over them, ours a mean: λ is A times
+        as large
+    :return: keyword arguments of ``FlowRL``
+    """
+    return dict(
+        learning_rate=3e-4,
+        buffer_size=1_000_000,
+        learning_starts=5_000,  # authors' code
+        batch_size=256,
+        tau=0.95,  # D6, authors' code
+        gamma=0.99,
+        policy_delay=1,  # D8
+        flow_steps=1,
+        ode_solver="midpoint",
+        expectile=0.9,
+        w2_coef=0.1 * action_dim,  # D11
+        guidance=uncapped_guidance,  # D2
+        per_sample=True,  # D1
+        matching="action",  # D5
+        noise_clip=None,  # D4
+        precision="float32",  # D10
+        policy_kwargs=dict(
+            net_arch=dict(pi=[512, 512], qf=[512, 512, 512]),
+            activation_fn=dict(pi=nn.ELU, qf=nn.Mish),  # D3
+        ),
+    )
+
+
+def reference_arguments() -> dict[str, Any]:
+    """
+    The arguments that make FlowRL the authors' code (bytedance/FlowRL, commit e26279b), but for D7: its replay buffer draws a
+    fifth of each batch from the newest transitions.
+
+    Its bfloat16 autocast is used by the authors on CUDA only: on a CPU override it with ``precision="float32"``.
+
+    :return: keyword arguments of ``FlowRL``
+    """
+    return dict(
+        learning_rate=3e-4,
+        buffer_size=1_000_000,
+        learning_starts=5_000,
+        batch_size=256,
+        tau=0.95,  # D6
+        gamma=0.99,
+        policy_delay=2,  # D8
+        flow_steps=1,
+        ode_solver="midpoint",
+        expectile=0.9,
+        w2_coef=0.1,  # D11
+        guidance="reference",  # D2
+        per_sample=False,  # D1
+        matching="action",  # D5
+        noise_clip=1.0,  # D4
+        precision="bfloat16",  # D10
+        policy_kwargs=dict(
+            net_arch=dict(pi=[512, 512], qf=[512, 512, 512, 512]),
+            activation_fn=dict(pi=nn.ELU, qf=nn.GELU),  # D3
+            critic_layout="reference",
+        ),
+    )

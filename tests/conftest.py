@@ -1,0 +1,15 @@
+import pytest
+import torch as th
+
+from tests.golden import GOLDEN_DIR, golden_sets
+
+
+def pytest_report_header(config) -> str:
+    return f"golden sets: {', '.join(path.stem for path in golden_sets()) or 'none'} (from {GOLDEN_DIR})"
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not th.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
