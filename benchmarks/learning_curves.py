@@ -22,6 +22,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -71,7 +72,7 @@ class EvaluateBothWays(BaseCallback):
                         deterministic=deterministic,
                         return_episode_rewards=True,
                     )
-                    point[mode] = [round(value, 2) for value in returns]
+                    point[mode] = np.round(returns, 2).tolist()
             self.record["curve"].append(point)
             self._write()
             print(self.record["algo"], self.record["seed"], point["step"], *(np.mean(point[mode]).round(1) for mode in MODES))
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         versions={package: version(package) for package in packages} | {"python": platform.python_version()},
         threads=th.get_num_threads(),
     )
-    arguments = dict(policy_kwargs=dict(net_arch=[256, 256]), learning_starts=5_000)
+    arguments: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[256, 256]), learning_starts=5_000)
     model = ALGORITHMS[args.algo]("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments)
     model.learn(args.steps, callback=EvaluateBothWays(record, path, args.env))
 
@@ -117,18 +118,17 @@ def report(args: argparse.Namespace) -> None:
 
     records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
     figure, axis = plt.subplots(figsize=(8, 5))
-    colors = dict(zip(sorted({record["algo"] for record in records}), plt.rcParams["axes.prop_cycle"].by_key()["color"]))
+    algos = sorted({record["algo"] for record in records})
     print("| run | mode | " + " | ".join(f"{step // 1000} k" for step in args.at) + " |")
     print("|---|---|" + "---|" * len(args.at))
     for record in records:
         steps = [point["step"] for point in record["curve"]]
-        for mode, style in zip(MODES, ("-", "--")):
+        for mode, style in zip(MODES, ("-", "--"), strict=True):
             means = [np.mean(point[mode]) for point in record["curve"]]
             cells = [f"{means[steps.index(step)]:.0f}" if step in steps else "" for step in args.at]
-            print(f"| {record['algo']} seed {record['seed']} | {mode} | " + " | ".join(cells) + " |")
-            axis.plot(
-                steps, means, style, color=colors[record["algo"]], label=f"{record['algo']} seed {record['seed']} {mode}"
-            )
+            run = f"{record['algo']} seed {record['seed']}"
+            print(f"| {run} | {mode} | " + " | ".join(cells) + " |")
+            axis.plot(steps, means, style, color=f"C{algos.index(record['algo'])}", label=f"{run} {mode}")
     axis.set(xlabel="environment steps", ylabel="mean return of 10 episodes", title=records[0]["env"])
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)

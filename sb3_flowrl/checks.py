@@ -27,8 +27,8 @@ def check_action_space(action_space: spaces.Space) -> None:
     """
     if not isinstance(action_space, spaces.Box):
         raise UnsupportedActionSpaceError(
-            f"FlowRL only supports continuous actions (a gymnasium Box), but the environment's action space is {action_space}. "
-            "For discrete actions use an algorithm such as stable_baselines3.DQN or sb3_contrib.QRDQN."
+            f"FlowRL only supports continuous actions (a gymnasium Box), but the environment's action space is "
+            f"{action_space}. For discrete actions use an algorithm such as stable_baselines3.DQN or sb3_contrib.QRDQN."
         )
     low, high = np.asarray(action_space.low), np.asarray(action_space.high)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):

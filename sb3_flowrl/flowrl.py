@@ -72,7 +72,8 @@ class FlowRL(OffPolicyAlgorithm):
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
     :param flow_steps: number N of integration steps from noise to action
-    :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field a step
+    :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field
+        a step
     :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behaviour in the buffer.
         The authors recommend 0.8 for HumanoidBench tasks that they did not report
     :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 leaves the constraint out
@@ -208,7 +209,7 @@ class FlowRL(OffPolicyAlgorithm):
         self._check_arguments()  # again, as `load` may have changed them
         user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
         if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
-            raise ValueError(f"{', '.join(misplaced)} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
+            raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
         super()._setup_model()

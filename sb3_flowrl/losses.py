@@ -21,9 +21,7 @@ def clipped_min(q_values: Sequence[th.Tensor]) -> th.Tensor:
     return th.cat(tuple(q_values), dim=1).min(dim=1, keepdim=True).values
 
 
-def bootstrap_target(
-    rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor
-) -> th.Tensor:
+def bootstrap_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     """
     Regression target of a Q-function: y = r + γ (1 - d) V(s') (paper, Eqs. 3 and 19).
 

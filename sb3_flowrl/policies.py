@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_flowrl.checks import check_choice, check_positive_int
 from sb3_flowrl.flow import integrate, squash, truncate_noise
 
 #: What ``critic_layout`` may be.
@@ -259,9 +260,7 @@ class FlowCritic(_ValueModel):
             layer_norm=layer_norm,
             linear_ends=critic_layout == "reference",
         )
-        super().__init__(
-            observation_space, action_space, features_extractor, normalize_images, n_critics, network_kwargs
-        )
+        super().__init__(observation_space, action_space, features_extractor, normalize_images, n_critics, network_kwargs)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
@@ -350,8 +349,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
     :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
-    :raises ValueError: if ``critic_layout`` is unknown, or "reference" for fewer than three hidden layers, or
-        if a dict is not ``dict(pi=..., qf=...)``
+    :raises ValueError: if ``critic_layout`` is unknown, or "reference" for fewer than three hidden layers, if
+        ``activation_fn`` is a dict without ``pi`` and ``qf``, or if ``n_critics`` is less than 1
     """
 
     actor: FlowActor
@@ -402,6 +401,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         actor_arch, critic_arch = get_actor_critic_arch(net_arch)
         actor_activation, critic_activation = _split_activations(activation_fn)
         _check_critic_layout(critic_layout, critic_arch)
+        check_positive_int("n_critics", n_critics)
 
         self.net_arch = net_arch
         self.activation_fn = activation_fn
@@ -516,8 +516,7 @@ def _split_activations(
 
 
 def _check_critic_layout(critic_layout: str, critic_arch: list[int]) -> None:
-    if critic_layout not in CRITIC_LAYOUTS:
-        raise ValueError(f"critic_layout={critic_layout!r} is unknown; choose one of {', '.join(map(repr, CRITIC_LAYOUTS))}.")
+    check_choice("critic_layout", critic_layout, CRITIC_LAYOUTS)
     if critic_layout == "reference" and len(critic_arch) < 3:
         raise ValueError(
             f"critic_layout='reference' has no activation after its first and its last hidden layer, so with "

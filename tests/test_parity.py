@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from sb3_flowrl import guidance
-from tests.golden import GOLDEN_DIR, N_UPDATES, NETWORKS, GoldenRun, authors_names, golden_sets, load_golden_set, named_parameters
+from tests.golden import (
+    GOLDEN_DIR,
+    N_UPDATES,
+    NETWORKS,
+    GoldenRun,
+    authors_names,
+    golden_sets,
+    load_golden_set,
+    named_parameters,
+)
 
 # Limits that GOLDEN.md suggests: the data itself is accurate to about a tenth of them
 LOSS_RTOL = 1e-5  # of the array's largest entry
