@@ -10,6 +10,9 @@ with open(os.path.join(here, "sb3_flowrl", "version.txt"), encoding="utf-8") as 
 with open(os.path.join(here, "README.md"), encoding="utf-8") as file_handler:
     long_description = file_handler.read()
 
+# What examples/ and benchmarks/ need besides: the progress bar, plots, videos
+examples = ["tqdm", "rich", "matplotlib", "moviepy"]
+
 setup(
     name="sb3-flowrl",
     version=__version__,
@@ -33,9 +36,8 @@ setup(
             # gymnasium's -v4 and -v5 tasks are made for MuJoCo 2 and 3
             "mujoco<4",
         ],
-        # What examples/ and benchmarks/ need besides: the progress bar, plots, videos
-        "examples": ["tqdm", "rich", "matplotlib", "moviepy"],
-        "tests": ["pytest", "mypy>=1.9.0,<3", "ruff>=0.5.6", "black>=26.1.0,<27"],
+        "examples": examples,
+        "tests": ["pytest", "mypy>=1.9.0,<3", "ruff>=0.5.6", "black>=26.1.0,<27", "tensorboard", *examples],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -544,7 +544,7 @@ def test_predict_takes_one_observation_or_many_and_plays_inside_the_bounds():
         assert action.shape == (1,) and action in model.action_space
         actions, _ = model.predict(np.stack([single] * 5), deterministic=deterministic)
         assert actions.shape == (5, 1) and all(action in model.action_space for action in actions)
-        assert len(np.unique(actions)) == (1 if deterministic else 5)
+        assert np.ptp(actions) < 1e-5 if deterministic else np.ptp(actions) > 1e-3
 
 
 def test_evaluate_policy_and_policy_class_as_argument():
