@@ -289,6 +289,27 @@ class FlowRL(OffPolicyAlgorithm):
     def _autocast(self) -> th.autocast:
         return th.autocast(self.device.type, dtype=th.bfloat16, enabled=PRECISIONS[self.precision])
 
+    def _value_targets(self, batch: ReplayBufferSamples, noise: FlowNoise) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        What the three value functions are regressed onto (paper, Eqs. 3, 19 and 18).
+
+        :param batch: replay samples, actions scaled to [-1, 1]
+        :param noise: the update's random numbers
+        :return: the targets of Q_π, Q_β* and V_β*, each ``(B, 1)``, without gradient
+        """
+        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
+        discounts = batch.discounts if batch.discounts is not None else self.gamma
+        with th.no_grad(), self._autocast():
+            next_actions = self.actor.flow(self.actor.features(batch.next_observations), noise.next_action)
+            next_q = losses.clipped_min(self.critic_target(batch.next_observations, next_actions))
+            next_v = self.behavior_value(batch.next_observations)
+            best_q = losses.clipped_min(self.behavior_critic_target(batch.observations, batch.actions))
+        return (
+            losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_q),
+            losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v),
+            best_q,
+        )
+
     def _value_losses(self, batch: ReplayBufferSamples, noise: FlowNoise) -> tuple[dict[str, th.Tensor], th.Tensor]:
         """
         The losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
@@ -297,24 +318,14 @@ class FlowRL(OffPolicyAlgorithm):
         :param noise: the update's random numbers
         :return: the three losses by their names in the log, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
         """
-        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
-        discounts = batch.discounts if batch.discounts is not None else self.gamma
+        q_targets, behavior_q_targets, v_targets = self._value_targets(batch, noise)
         with self._autocast():
-            with th.no_grad():
-                next_actions = self.actor.flow(self.actor.features(batch.next_observations), noise.next_action)
-                next_q = losses.clipped_min(self.critic_target(batch.next_observations, next_actions))
-                next_v = self.behavior_value(batch.next_observations)
-                targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_q)
-                behavior_targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
-                v_targets = losses.clipped_min(self.behavior_critic_target(batch.observations, batch.actions))
-
             q_values = self.critic(batch.observations, batch.actions)
             behavior_q_values = self.behavior_critic(batch.observations, batch.actions)
             v_values = self.behavior_value(batch.observations)
-
         value_losses = {
-            "critic_loss": losses.critic_loss(q_values, targets),
-            "behavior_critic_loss": losses.critic_loss(behavior_q_values, behavior_targets),
+            "critic_loss": losses.critic_loss(q_values, q_targets),
+            "behavior_critic_loss": losses.critic_loss(behavior_q_values, behavior_q_targets),
             "value_loss": losses.expectile_loss(v_targets - v_values, self.expectile),
         }
         return value_losses, losses.clipped_min(behavior_q_values).detach()
@@ -335,7 +346,7 @@ class FlowRL(OffPolicyAlgorithm):
             q_policy = losses.clipped_min(self.critic(batch.observations, self.actor.flow(features, noise.action)))
 
             end_points = MATCHING_SPACES[self.matching](batch.actions)
-            base_points = truncate_noise(noise.path, self.noise_clip)
+            base_points = truncate_noise(noise.path, self.actor.noise_clip)
             points, path_velocities = straight_path(base_points, end_points, noise.time)
             errors = losses.flow_matching_error(self.actor.velocity(noise.time, features, points), path_velocities)
 

@@ -422,6 +422,24 @@ def test_bfloat16_runs_the_layers_in_half_precision_and_keeps_losses_near():
     assert all(value.dtype == th.float32 for value in optimizer_states(model).values())
 
 
+def test_bfloat16_gradients_point_where_the_exact_ones_do():
+    """For every weight: autocast must not hand a weight that was cast without gradient to a loss that needs one."""
+    model = trained_model(policy_kwargs=dict(net_arch=[64, 64]))
+    batch, noise = model._sample_batch(256), model._draw_noise(256)
+    gradients = {}
+    for precision in ("float32", "bfloat16"):
+        model.precision = precision
+        model.policy.zero_grad()
+        value_losses, q_behavior = model._value_losses(batch, noise)
+        sum(value_losses.values()).backward()
+        model._actor_loss(batch, noise, q_behavior)[0].backward(inputs=list(model.actor.parameters()))
+        gradients[precision] = {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
+    exact, mixed = gradients["float32"], gradients["bfloat16"]
+    assert exact.keys() == mixed.keys() and {name.split(".")[0] for name in exact} == {n for n in NETWORKS if "target" not in n}
+    for name, gradient in exact.items():
+        assert th.cosine_similarity(gradient.flatten(), mixed[name].flatten(), dim=0) > 0.98, name
+
+
 # ------------------------------------------------------------------------------------------------------- saving and loading
 
 
