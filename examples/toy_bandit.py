@@ -19,7 +19,7 @@ from torch import nn
 
 from sb3_flowrl import flow, losses
 from sb3_flowrl.guidance import Guidance
-from sb3_flowrl.policies import create_normed_mlp
+from sb3_flowrl.networks import create_normed_mlp
 
 FLOW_STEPS = 5
 N_COMPONENTS = 10

@@ -2,7 +2,7 @@
 The policy as a flow: integrating a velocity field from noise to an action (paper, Section 4.1), and the straight
 probability path on which that field is trained (paper, Section 3.2).
 
-Everything here is a pure function of tensors; the networks live in ``policies.py``.
+Everything here is a pure function of tensors; the networks live in ``networks.py``.
 """
 
 from collections.abc import Callable

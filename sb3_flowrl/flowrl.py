@@ -19,7 +19,8 @@ from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from sb3_flowrl import checks, losses
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
-from sb3_flowrl.policies import FlowActor, FlowActorCriticPolicy, FlowCritic, FlowValue, MlpPolicy
+from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
+from sb3_flowrl.policies import FlowActorCriticPolicy, MlpPolicy
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 

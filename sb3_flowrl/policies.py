@@ -1,322 +1,20 @@
 """
-The networks of FlowRL: the flow actor, the twin critics, the state value, and the policy that holds all six.
+The policy of FlowRL, which holds its six networks and their optimisers.
 """
 
 from typing import Any
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_flowrl.checks import check_choice, check_positive_int
-from sb3_flowrl.flow import integrate, squash, truncate_noise
+from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
 
 #: What ``critic_layout`` may be.
 CRITIC_LAYOUTS = ("mlp", "reference")
-
-
-def create_normed_mlp(
-    input_dim: int,
-    output_dim: int,
-    net_arch: list[int],
-    activation_fn: type[nn.Module],
-    layer_norm: bool = True,
-    linear_ends: bool = False,
-) -> nn.Sequential:
-    """
-    Create a multi-layer perceptron of Linear → LayerNorm → activation blocks and a linear output layer, with
-    Xavier-uniform weights and zero biases (the authors' initialisation).
-
-    :param input_dim: size of the input vector
-    :param output_dim: size of the output vector
-    :param net_arch: widths of the hidden layers, one block each; an empty list gives a linear map
-    :param activation_fn: activation of the hidden layers
-    :param layer_norm: whether a block has its LayerNorm
-    :param linear_ends: leave out the activation of the first and of the last block (the authors' critics)
-    :return: the network
-    """
-    layers: list[nn.Module] = []
-    width = input_dim
-    for index, next_width in enumerate(net_arch):
-        layers.append(nn.Linear(width, next_width))
-        if layer_norm:
-            layers.append(nn.LayerNorm(next_width))
-        if not (linear_ends and index in (0, len(net_arch) - 1)):
-            layers.append(activation_fn())
-        width = next_width
-    layers.append(nn.Linear(width, output_dim))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
-
-
-class BoundedActionPolicy(BasePolicy):
-    """
-    A squashed policy whose unscaled actions never leave the action space, not even by a rounding error.
-    """
-
-    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
-        """
-        Rescale the action from [-1, 1] to [low, high].
-
-        :param scaled_action: action(s) in [-1, 1], ``(*action_shape)`` or ``(n, *action_shape)``
-        :return: action(s) of the same shape, inside the bounds (``low + (high - low)`` may round to more than ``high``)
-        """
-        assert isinstance(self.action_space, spaces.Box)  # for mypy
-        return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
-
-
-class FlowActor(BoundedActionPolicy):
-    """
-    The flow policy (paper, Section 4.1): a velocity field, conditioned on the state, that carries noise to an action.
-
-    The field is one network; its input is the concatenation of the state's features, the point x and the time t.
-
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param net_arch: Widths of the velocity field's hidden layers
-    :param features_extractor: Network to extract features
-        (a CNN when using images, a nn.Flatten() layer otherwise)
-    :param features_dim: Number of features
-    :param activation_fn: Activation function
-    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
-    :param normalize_images: Whether to normalize images or not,
-         dividing by 255.0 (True by default)
-    :param flow_steps: Number of integration steps N from noise to action
-    :param ode_solver: Integration rule: "euler", "midpoint" or "rk4"
-    :param noise_clip: Bound of the components of the base sample a0 ~ N(0, I); ``None`` leaves it unbounded
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.ELU,
-        layer_norm: bool = True,
-        normalize_images: bool = True,
-        flow_steps: int = 1,
-        ode_solver: str = "midpoint",
-        noise_clip: float | None = 1.0,
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-            squash_output=True,
-        )
-
-        self.net_arch = net_arch
-        self.features_dim = features_dim
-        self.activation_fn = activation_fn
-        self.layer_norm = layer_norm
-        self.flow_steps = flow_steps
-        self.ode_solver = ode_solver
-        self.noise_clip = noise_clip
-
-        self.action_dim = get_action_dim(self.action_space)
-        self.velocity_net = create_normed_mlp(
-            features_dim + self.action_dim + 1, self.action_dim, net_arch, activation_fn, layer_norm
-        )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-
-        data.update(
-            dict(
-                net_arch=self.net_arch,
-                features_dim=self.features_dim,
-                activation_fn=self.activation_fn,
-                layer_norm=self.layer_norm,
-                features_extractor=self.features_extractor,
-                flow_steps=self.flow_steps,
-                ode_solver=self.ode_solver,
-                noise_clip=self.noise_clip,
-            )
-        )
-        return data
-
-    def velocity(self, t: th.Tensor, features: th.Tensor, x: th.Tensor) -> th.Tensor:
-        """
-        The velocity field v_θ(t, s, x).
-
-        :param t: times in [0, 1], ``(B, 1)``
-        :param features: features of the states s, ``(B, features_dim)``
-        :param x: points of the flow, ``(B, A)``
-        :return: velocities, ``(B, A)``, in float32 whatever precision the network ran in
-        """
-        return self.velocity_net(th.cat([features, x, t], dim=1)).float()
-
-    def flow(self, features: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        """
-        Carry noise along the flow to an action; the gradient flows through every step.
-
-        :param features: features of the states, ``(B, features_dim)``
-        :param noise: standard normal samples, ``(B, A)``, not yet truncated; zeros give the deterministic action
-        :return: actions in [-1, 1], ``(B, A)``
-        """
-        end_points = integrate(
-            lambda t, x: self.velocity(t, features, x),
-            truncate_noise(noise, self.noise_clip),
-            self.flow_steps,
-            self.ode_solver,
-        )
-        return squash(end_points)
-
-    def features(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :param obs: observations, ``(B, *obs_shape)``
-        :return: what the velocity field is conditioned on, ``(B, features_dim)``
-        """
-        return self.extract_features(obs, self.features_extractor)
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """
-        Sample an action for each observation.
-
-        :param obs: observations, ``(B, *obs_shape)``
-        :param deterministic: start the flow at a0 = 0, the mode of the base distribution, instead of at a random sample
-        :return: actions in [-1, 1], ``(B, A)``
-        """
-        features = self.features(obs)
-        shape = (features.shape[0], self.action_dim)
-        noise = features.new_zeros(shape) if deterministic else th.randn(shape, device=features.device)
-        return self.flow(features, noise)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
-
-
-class _ValueModel(BaseModel):
-    """
-    What the critics and the state value have in common: ``n_networks`` equal networks on one features extractor.
-    """
-
-    features_extractor: BaseFeaturesExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        features_extractor: BaseFeaturesExtractor,
-        normalize_images: bool,
-        n_networks: int,
-        network_kwargs: dict[str, Any],
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-        )
-        self.networks = nn.ModuleList(create_normed_mlp(output_dim=1, **network_kwargs) for _ in range(n_networks))
-
-
-class FlowCritic(_ValueModel):
-    """
-    Critic network(s) of FlowRL, Q(s, a): a twin by default, for clipped Q-learning.
-
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param net_arch: Widths of the hidden layers
-    :param features_extractor: Network to extract features
-        (a CNN when using images, a nn.Flatten() layer otherwise)
-    :param features_dim: Number of features
-    :param activation_fn: Activation function
-    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
-    :param critic_layout: "mlp", or "reference" to leave out the first and the last hidden layer's activation
-    :param normalize_images: Whether to normalize images or not,
-         dividing by 255.0 (True by default)
-    :param n_critics: Number of critic networks to create.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.GELU,
-        layer_norm: bool = True,
-        critic_layout: str = "mlp",
-        normalize_images: bool = True,
-        n_critics: int = 2,
-    ):
-        network_kwargs = dict(
-            input_dim=features_dim + get_action_dim(action_space),
-            net_arch=net_arch,
-            activation_fn=activation_fn,
-            layer_norm=layer_norm,
-            linear_ends=critic_layout == "reference",
-        )
-        super().__init__(observation_space, action_space, features_extractor, normalize_images, n_critics, network_kwargs)
-
-    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
-        """
-        :param obs: observations, ``(B, *obs_shape)``
-        :param actions: actions in [-1, 1], ``(B, A)``
-        :return: one ``(B, 1)`` tensor of values for each critic network, in float32
-        """
-        features = self.extract_features(obs, self.features_extractor)
-        q_input = th.cat([features, actions], dim=1)
-        return tuple(network(q_input).float() for network in self.networks)
-
-
-class FlowValue(_ValueModel):
-    """
-    State value network of FlowRL, V_β*(s).
-
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param net_arch: Widths of the hidden layers
-    :param features_extractor: Network to extract features
-        (a CNN when using images, a nn.Flatten() layer otherwise)
-    :param features_dim: Number of features
-    :param activation_fn: Activation function
-    :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
-    :param critic_layout: "mlp", or "reference" to leave out the first and the last hidden layer's activation
-    :param normalize_images: Whether to normalize images or not,
-         dividing by 255.0 (True by default)
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.GELU,
-        layer_norm: bool = True,
-        critic_layout: str = "mlp",
-        normalize_images: bool = True,
-    ):
-        network_kwargs = dict(
-            input_dim=features_dim,
-            net_arch=net_arch,
-            activation_fn=activation_fn,
-            layer_norm=layer_norm,
-            linear_ends=critic_layout == "reference",
-        )
-        super().__init__(observation_space, action_space, features_extractor, normalize_images, 1, network_kwargs)
-
-    def forward(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :param obs: observations, ``(B, *obs_shape)``
-        :return: values, ``(B, 1)``, in float32
-        """
-        return self.networks[0](self.extract_features(obs, self.features_extractor)).float()
 
 
 class FlowActorCriticPolicy(BoundedActionPolicy):
@@ -425,7 +123,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             "activation_fn": critic_activation,
             "critic_layout": critic_layout,
         }
-        self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_critics": n_critics}
+        self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_networks": n_critics}
 
         self._build(lr_schedule)
 
@@ -461,7 +159,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
                 activation_fn=self.activation_fn,
                 layer_norm=self.actor_kwargs["layer_norm"],
                 critic_layout=self.critic_kwargs["critic_layout"],
-                n_critics=self.critic_kwargs["n_critics"],
+                n_critics=self.critic_kwargs["n_networks"],
                 flow_steps=self.actor_kwargs["flow_steps"],
                 ode_solver=self.actor_kwargs["ode_solver"],
                 noise_clip=self.actor_kwargs["noise_clip"],

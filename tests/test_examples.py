@@ -44,9 +44,8 @@ def test_toy_bandit_draws_its_picture(tmp_path):
 
 def test_train_mujoco(tmp_path):
     pytest.importorskip("mujoco")
-    output = run_example(
-        "train_mujoco.py", "--env", "InvertedPendulum-v5", "--timesteps", "1e2", "--learning-starts", "90", "--folder", str(tmp_path)
-    )
+    arguments = ["--env", "InvertedPendulum-v5", "--timesteps", "1e2", "--learning-starts", "90", "--folder", str(tmp_path)]
+    output = run_example("train_mujoco.py", *arguments)
     assert "InvertedPendulum-v5, mean return of 5 episodes: " in output
     assert (tmp_path / "flowrl-InvertedPendulum-v5.zip").exists()
     # a video where something can render it, and else the reason why not

@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_flowrl import FlowActorCriticPolicy
-from sb3_flowrl.policies import FlowActor, create_normed_mlp
+from sb3_flowrl.networks import FlowActor, create_normed_mlp
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), dtype=np.float64)
 ACTION_SPACE = spaces.Box(np.array([-2.0, 0.0], dtype=np.float32), np.array([1.0, 5.0], dtype=np.float32))
