@@ -1,6 +1,6 @@
 import os
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
 
 here = os.path.dirname(os.path.abspath(__file__))
 
@@ -10,8 +10,33 @@ with open(os.path.join(here, "sb3_flowrl", "version.txt"), encoding="utf-8") as 
 with open(os.path.join(here, "README.md"), encoding="utf-8") as file_handler:
     long_description = file_handler.read()
 
+
+class InstallStartupFiles(Distribution().get_command_class("install_data")):  # type: ignore[misc]
+    """Put data files beside the packages, in site-packages, where Python looks for start-up files."""
+
+    def finalize_options(self):
+        self.set_undefined_options("install", ("install_lib", "install_dir"), ("root", "root"), ("force", "force"))
+
+
+class DistributionWithStartupFiles(Distribution):
+    """Without this an editable install leaves the data files out."""
+
+    def has_data_files(self):
+        return bool(self.data_files)
+
+    has_data = has_data_files
+
+
 # What examples/ and benchmarks/ need besides: the progress bar, plots, videos
 examples = ["tqdm", "rich", "matplotlib", "moviepy"]
+zoo = [
+    "rl_zoo3[plots]>=2.9,<3",
+    # What rl_zoo3 imports without asking for it
+    "requests",
+    "pandas",
+    # Optuna's plots
+    "plotly",
+]
 
 setup(
     name="sb3-flowrl",
@@ -21,8 +46,12 @@ setup(
     long_description_content_type="text/markdown",
     keywords="reinforcement-learning flow-matching stable-baselines3 gymnasium pytorch",
     license="MIT",
-    packages=find_packages(include=["sb3_flowrl", "sb3_flowrl.*"]),
-    package_data={"sb3_flowrl": ["py.typed", "version.txt"]},
+    packages=[*find_packages(include=["sb3_flowrl", "sb3_flowrl.*"]), "sb3_flowrl.hyperparams"],
+    package_dir={"sb3_flowrl.hyperparams": "hyperparams"},
+    package_data={"sb3_flowrl": ["py.typed", "version.txt"], "sb3_flowrl.hyperparams": ["*.yml"]},
+    data_files=[("", ["sb3_flowrl/sb3_flowrl.pth", "sb3_flowrl/sb3_flowrl.start"])],
+    cmdclass={"install_data": InstallStartupFiles},
+    distclass=DistributionWithStartupFiles,
     python_requires=">=3.10",
     install_requires=[
         # Brings torch and gymnasium, of the versions that it supports
@@ -36,8 +65,18 @@ setup(
             # gymnasium's -v4 and -v5 tasks are made for MuJoCo 2 and 3
             "mujoco<4",
         ],
+        "zoo": zoo,
         "examples": examples,
-        "tests": ["pytest", "mypy>=1.9.0,<3", "ruff>=0.5.6", "black>=26.1.0,<27", "tensorboard", *examples],
+        "tests": [
+            "pytest",
+            "gymnasium[classic-control]",
+            "mypy>=1.9.0,<3",
+            "ruff>=0.5.6",
+            "black>=26.1.0,<27",
+            "tensorboard",
+            *examples,
+            *zoo,
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

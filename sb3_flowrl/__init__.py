@@ -1,16 +1,43 @@
 """
 FlowRL (Lv et al., NeurIPS 2025, arXiv 2506.12811) for Stable-Baselines3.
+
+The names below are imported on first use, so that ``sb3_flowrl.startup``, which runs whenever Python starts, costs no more
+than two small files.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
-from sb3_flowrl.flowrl import FlowRL
-from sb3_flowrl.policies import FlowActorCriticPolicy, MlpPolicy
-from sb3_flowrl.presets import paper_arguments, reference_arguments
+if TYPE_CHECKING:
+    from sb3_flowrl.flowrl import FlowRL
+    from sb3_flowrl.policies import FlowActorCriticPolicy, MlpPolicy
+    from sb3_flowrl.presets import paper_arguments, reference_arguments
 
-# Read version from file
-version_file = os.path.join(os.path.dirname(__file__), "version.txt")
-with open(version_file) as file_handler:
-    __version__ = file_handler.read().strip()
+__version__: str
+
+_MODULES = {
+    "FlowRL": "flowrl",
+    "FlowActorCriticPolicy": "policies",
+    "MlpPolicy": "policies",
+    "paper_arguments": "presets",
+    "reference_arguments": "presets",
+}
 
 __all__ = ["FlowActorCriticPolicy", "FlowRL", "MlpPolicy", "paper_arguments", "reference_arguments"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        with open(os.path.join(os.path.dirname(__file__), "version.txt"), encoding="utf-8") as file_handler:
+            value: Any = file_handler.read().strip()
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"sb3_flowrl.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'sb3_flowrl' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, "__version__"})

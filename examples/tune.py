@@ -1,0 +1,166 @@
+"""
+Tune FlowRL with rl_zoo3 and Optuna in several processes on one study, and plot what came out.
+
+    python examples/tune.py --env Pendulum-v1 --timesteps 15000 --trials 40 --workers 2
+
+Each worker is rl_zoo3's own command (``python -m rl_zoo3.train --algo flowrl -optimize``). This script starts them, and
+where one dies, marks its trial as failed, queues the parameters again, and starts another worker. So a study ends
+with all its trials, and one that was interrupted goes on when the command is given again.
+
+The storage may be an SQLite file (``sqlite:///runs/tune/study.db``), Optuna's journal (``runs/tune/study.log``), or a database
+server's address, with which the same command runs on many machines at once (see the README).
+"""
+
+import argparse
+import collections
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from sb3_flowrl.zoo.search_space import worker_name
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def open_storage(storage: str) -> optuna.storages.BaseStorage:
+    """:return: Optuna's storage for a name as rl_zoo3 takes it: a journal file that ends in .log, or a database's address"""
+    if not storage.endswith(".log"):
+        return optuna.storages.get_storage(storage)
+    backend = optuna.storages.journal.JournalFileBackend(storage)
+    return optuna.storages.JournalStorage(backend)
+
+
+class Tuner:
+    """
+    Runs workers until a study has all its trials.
+
+    :param study: the study
+    :param command: the worker's command
+    :param n_trials: trials that the study shall have finished
+    :param n_workers: workers at a time on this machine
+    :param max_retries: how often the same parameters are tried when workers die of them
+    """
+
+    def __init__(self, study: optuna.Study, command: list[str], n_trials: int, n_workers: int, max_retries: int = 2):
+        self.study, self.command, self.n_trials, self.n_workers = study, command, n_trials, n_workers
+        self.max_retries = max_retries
+        self.workers: list[subprocess.Popen] = []
+        self.ended: set[str] = set()
+        self.retries: collections.Counter = collections.Counter()
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def run(self) -> None:
+        """
+        :raises RuntimeError: if a worker dies without having begun a trial, which another would do as well
+        """
+        try:
+            while self.workers or len(self.trials(*FINISHED)) < self.n_trials:
+                self.reap()
+                self.bury([trial for trial in self.trials(TrialState.RUNNING) if self.is_orphan(trial)])
+                missing = self.n_trials - len(self.trials(*FINISHED, TrialState.RUNNING))
+                for _ in range(min(missing, self.n_workers - len(self.workers))):
+                    self.workers.append(subprocess.Popen(self.command))
+                time.sleep(0.5)
+        finally:
+            for worker in self.workers:
+                worker.terminate()
+
+    def reap(self) -> None:
+        """Look after the workers that ended."""
+        for worker in [worker for worker in self.workers if worker.poll() is not None]:
+            self.workers.remove(worker)
+            name = worker_name(worker.pid)
+            self.ended.add(name)
+            if worker.returncode == 0:
+                continue
+            print(f"worker {name} ended with {worker.returncode}")
+            if not any(trial.user_attrs.get("worker") == name for trial in self.trials()):
+                raise RuntimeError(f"A worker ended with {worker.returncode} before its first trial: {' '.join(self.command)}")
+
+    def is_orphan(self, trial: FrozenTrial) -> bool:
+        """:return: whether a running trial was left behind by a worker that is no more"""
+        if "worker" not in trial.user_attrs:  # it is set at once
+            return trial.datetime_start is not None and (datetime.now() - trial.datetime_start).total_seconds() > 60
+        name = trial.user_attrs["worker"]
+        machine, _, pid = name.rpartition(":")
+        processes = Path("/proc")  # where there is none, nothing can be said of the workers of another run of this script
+        gone = machine == platform.node() and processes.is_dir() and not (processes / pid).exists()
+        return name in self.ended or gone
+
+    def bury(self, trials: list[FrozenTrial]) -> None:
+        """Mark trials as failed, and queue their parameters again."""
+        for trial in trials:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            key = repr(sorted(trial.params.items()))
+            self.retries[key] += 1
+            again = self.retries[key] <= self.max_retries
+            if again:
+                self.study.enqueue_trial(trial.params)
+            print(f"trial {trial.number} died with its worker; its parameters are {'queued again' if again else 'given up'}")
+
+
+def plot(study: optuna.Study, folder: Path) -> None:
+    """
+    Write the optimisation's history and the parameters' importance to ``history.png`` and ``importance.png``.
+
+    :param study: a study with at least two completed trials
+    :param folder: where the pictures go
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from optuna.visualization import matplotlib as plots
+
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    for name, axes in (
+        ("history", plots.plot_optimization_history(study)),
+        ("importance", plots.plot_param_importances(study, evaluator=evaluator)),
+    ):
+        axes.figure.set_size_inches(9, 5)
+        axes.figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+        print(f"Picture: {folder / name}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="Pendulum-v1")
+    parser.add_argument("--timesteps", type=int, default=15_000, help="environment steps of a trial")
+    parser.add_argument("--learning-starts", type=int, default=1_000, help="random first steps of a trial")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--evaluations", type=int, default=5, help="evaluations of a trial, at which it may be pruned")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "tune")
+    parser.add_argument("--storage", help="default: an SQLite file in the folder")
+    parser.add_argument("--study-name", default="flowrl")
+    args = parser.parse_args()
+
+    args.folder.mkdir(parents=True, exist_ok=True)
+    storage = args.storage or f"sqlite:///{args.folder / 'study.db'}"
+    study = optuna.create_study(
+        storage=open_storage(storage), study_name=args.study_name, direction="maximize", load_if_exists=True
+    )
+    if args.learning_starts >= args.timesteps:
+        parser.error(f"--learning-starts {args.learning_starts} leaves nothing of --timesteps {args.timesteps} to learn in")
+    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "flowrl", "--env", args.env, "-n", str(args.timesteps)]
+    command += ["-params", f"learning_starts:{args.learning_starts}", "-optimize", "--storage", storage]
+    command += ["--study-name", args.study_name, "--max-total-trials", str(args.trials), "--no-optim-plots"]
+    command += ["--n-evaluations", str(args.evaluations), "--num-threads", "1", "-f", str(args.folder / "logs")]
+    Tuner(study, command, args.trials, args.workers).run()
+
+    states = collections.Counter(trial.state.name for trial in study.trials)
+    print(f"trials: {dict(states)}")
+    if states["COMPLETE"] > 1:
+        print(f"best: trial {study.best_trial.number}, {study.best_value:.1f}, {study.best_params}")
+        plot(study, args.folder)
+
+
+if __name__ == "__main__":
+    main()

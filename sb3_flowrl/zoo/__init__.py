@@ -1,0 +1,105 @@
+"""
+FlowRL in rl_zoo3: registration of the algorithm, its hyperparameters and its search space.
+
+Usually the start-up hook (``sb3_flowrl.startup``) does all of it. Where start-up files are not read (``python -S``,
+``pip install --target``, ``SB3_FLOWRL_NO_ZOO_HOOK=1``), call :func:`register`, or use
+``python -m sb3_flowrl.zoo train|enjoy|...``, which calls it first.
+"""
+
+import functools
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ALGO = "flowrl"
+
+
+def hyperparams_file() -> Path:
+    """
+    :return: the packaged ``flowrl.yml``; in a checkout, that of its ``hyperparams`` folder
+    """
+    package = Path(__file__).parent.parent
+    packaged = package / "hyperparams" / f"{ALGO}.yml"
+    return packaged if packaged.exists() else package.parent / "hyperparams" / f"{ALGO}.yml"
+
+
+def complete_utils(module: ModuleType) -> None:
+    """Add the algorithm to ``rl_zoo3.utils``."""
+    from sb3_flowrl.flowrl import FlowRL
+
+    module.ALGOS.setdefault(ALGO, FlowRL)
+
+
+def complete_hyperparams_opt(module: ModuleType) -> None:
+    """Add the search space to ``rl_zoo3.hyperparams_opt``."""
+    from sb3_flowrl.zoo.search_space import convert_flowrl_params, sample_flowrl_params
+
+    module.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_flowrl_params)
+    module.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_flowrl_params)
+
+
+def complete_exp_manager(module: ModuleType) -> None:
+    """Have ``rl_zoo3.exp_manager`` read our hyperparameters where it would look for a file that rl_zoo3 does not have."""
+    manager: Any = module.ExperimentManager
+    original = manager.__init__
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        # a file that the user named stays, and is missed if it is missing
+        default = Path(module.__file__).parent / "hyperparams" / f"{ALGO}.yml"  # type: ignore[arg-type]
+        if self.algo == ALGO and Path(self.config) == default and not default.exists():
+            self.config = str(hyperparams_file())
+
+    manager.__init__ = init
+
+
+def complete_push_to_hub(module: ModuleType) -> None:
+    """Give ``huggingface_sb3.push_to_hub`` the function that ``rl_zoo3.push_to_hub`` imports and its version 3.2 renamed."""
+    if not hasattr(module, "generate_metadata"):
+        generate = module._generate_metadata
+        module.generate_metadata = lambda *args: generate(*args).to_dict()  # type: ignore[attr-defined]
+
+
+_COMPLETIONS = {
+    "rl_zoo3.utils": complete_utils,
+    "rl_zoo3.hyperparams_opt": complete_hyperparams_opt,
+    "rl_zoo3.exp_manager": complete_exp_manager,
+    "huggingface_sb3.push_to_hub": complete_push_to_hub,
+}
+
+
+def complete(module: ModuleType) -> None:
+    """
+    Complete one of the modules that the start-up hook waits for. Where it is not as expected, say so in one line: the module
+    works on without FlowRL.
+
+    :param module: the module, fully loaded
+    """
+    try:
+        _COMPLETIONS[module.__name__](module)
+    except Exception as error:
+        print(
+            f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({type(error).__name__}: {error}); "
+            "it is made for rl_zoo3 2.9. SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.",
+            file=sys.stderr,
+        )
+
+
+def register() -> None:
+    """
+    Register FlowRL with rl_zoo3. Can be called any number of times, before or after rl_zoo3 is imported.
+
+    :raises ImportError: if rl_zoo3 is not installed
+    """
+    try:
+        importlib.import_module("rl_zoo3.exp_manager")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"rl_zoo3 can't be imported ({error}); install it with: pip install 'sb3-flowrl[zoo]'") from error
+    for name in _COMPLETIONS:
+        if name in sys.modules:
+            complete(sys.modules[name])

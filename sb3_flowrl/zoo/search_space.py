@@ -1,0 +1,79 @@
+"""
+What Optuna searches when rl_zoo3 tunes FlowRL (``python -m rl_zoo3.train --algo flowrl -optimize``).
+"""
+
+import os
+import platform
+from typing import Any
+
+import optuna
+from torch import nn
+
+NET_ARCHS = {
+    "small": [64, 64],
+    "medium": [256, 256],
+    "big": [400, 300],
+}
+ACTIVATIONS = {"gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU}
+
+
+def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Sample FlowRL's hyperparameters.
+
+    :param trial: Optuna's trial; gets the true values, and the worker that it runs on, as user attributes
+    :param n_actions: number of action dimensions
+    :param n_envs: number of environments
+    :param additional_args: rl_zoo3's, whether HER is used among them
+    :return: arguments of ``FlowRL``
+    """
+    trial.set_user_attr("worker", worker_name(os.getpid()))  # first, so that no trial is anonymous when its worker dies
+    params = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
+        # from SB3's slow targets to the authors' 0.95
+        "tau": trial.suggest_float("tau", 1e-3, 1.0, log=True),
+        "policy_delay": trial.suggest_int("policy_delay", 1, 3),
+        "flow_steps": trial.suggest_int("flow_steps", 1, 4),
+        "ode_solver": trial.suggest_categorical("ode_solver", ["euler", "midpoint"]),
+        "expectile": trial.suggest_float("expectile", 0.6, 0.95),
+        "w2_coef": trial.suggest_float("w2_coef", 1e-3, 1.0, log=True),
+        "guidance": trial.suggest_categorical("guidance", ["paper", "reference"]),
+        "matching": trial.suggest_categorical("matching", ["action", "pre_squash"]),
+        "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
+    }
+    if additional_args["using_her_replay_buffer"]:
+        from rl_zoo3.hyperparams_opt import sample_her_params
+
+        params = sample_her_params(trial, params, additional_args["her_kwargs"])
+
+    trial.set_user_attr("gamma", 1 - params["one_minus_gamma"])
+    trial.set_user_attr("batch_size", 2 ** params["batch_size_pow"])
+    return convert_flowrl_params(params)
+
+
+def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn what Optuna stores into arguments of ``FlowRL``.
+
+    :param sampled_params: a trial's parameters
+    :return: arguments of ``FlowRL``
+    """
+    params = sampled_params.copy()
+    params["gamma"] = 1 - params.pop("one_minus_gamma")
+    params["batch_size"] = 2 ** params.pop("batch_size_pow")
+    params["policy_kwargs"] = dict(
+        net_arch=NET_ARCHS[params.pop("net_arch")],
+        activation_fn=dict(pi=nn.ELU, qf=ACTIVATIONS[params.pop("activation_fn")]),
+    )
+    return params
+
+
+def worker_name(pid: int) -> str:
+    """
+    :param pid: process id of a tuning worker on this machine
+    :return: what a trial's user attribute "worker" says of it
+    """
+    return f"{platform.node()}:{pid}"

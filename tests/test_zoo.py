@@ -1,0 +1,327 @@
+"""rl_zoo3's commands with ``--algo flowrl``, each in a process of its own on a real environment."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rl_zoo3")
+
+import optuna
+import yaml
+from optuna.trial import TrialState
+
+from sb3_flowrl import FlowRL, zoo
+from sb3_flowrl.zoo.search_space import convert_flowrl_params, sample_flowrl_params
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["learning_starts:100", "policy_kwargs:dict(net_arch=[16])", "buffer_size:5000"]
+TRAIN = ["rl_zoo3.train", "--algo", "flowrl", "--env", "Pendulum-v1", "--num-threads", "1", "-params", *SMALL]
+
+
+EVALUATE = ["-n", "400", "--eval-freq", "200", "--eval-episodes", "2"]
+
+
+def python(*arguments: str, cwd: Path, fails: bool = False, **environment: str) -> str:
+    """Run Python, and return what it printed."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment}
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert (result.returncode != 0) == fails, result.stdout
+    return result.stdout
+
+
+def module(name: str, *arguments: str, cwd: Path, **kwargs) -> str:
+    return python("-m", name, *arguments, cwd=cwd, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a run of 400 steps in ``logs``: evaluated, with checkpoints and replay buffer."""
+    folder = tmp_path_factory.mktemp("zoo")
+    arguments = [*EVALUATE, "--save-freq", "200", "--save-replay-buffer"]
+    output = module(*TRAIN, *arguments, "--progress", "-tb", "tb", "--seed", "1", cwd=folder)
+    assert "400/400" in output  # the progress bar
+    return folder
+
+
+def test_train(trained):
+    run = trained / "logs" / "flowrl" / "Pendulum-v1_1"
+    model = FlowRL.load(run / "Pendulum-v1.zip")
+    assert model.num_timesteps == 400 and model._n_updates == 300 and model.buffer_size == 5_000
+    files = {path.name for path in run.iterdir()}
+    assert {"best_model.zip", "evaluations.npz", "replay_buffer.pkl", "rl_model_200_steps.zip"} <= files
+    assert np.load(run / "evaluations.npz")["timesteps"].tolist() == [200, 400]
+    assert list((trained / "tb").rglob("events.out.tfevents*"))
+
+
+def test_train_takes_the_packaged_hyperparameters(trained):
+    output = module("rl_zoo3.train", "--algo", "flowrl", "--env", "Pendulum-v1", "-n", "10", "-f", "other", cwd=trained)
+    assert f"Loading hyperparameters from: {zoo.hyperparams_file()}" in output
+    assert "'learning_starts', 1000" in output
+    output = module(
+        "rl_zoo3.train", "--algo", "flowrl", "--env", "MountainCarContinuous-v0", "-n", "10", "-f", "other", cwd=trained
+    )
+    assert "Using 'default' hyperparameters" in output
+
+
+def test_train_goes_on(trained):
+    agent = "logs/flowrl/Pendulum-v1_1/Pendulum-v1.zip"
+    output = module(*TRAIN, "-n", "150", "-i", agent, "-f", "continued", "--eval-freq", "-1", cwd=trained)
+    assert "Loading pretrained agent" in output and "Loading replay buffer" in output
+    model = FlowRL.load(trained / "continued" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip")
+    assert model._n_updates == 300 + 50  # the 100 random first steps come again, as for all of rl_zoo3's algorithms
+
+
+def test_train_in_subprocesses_with_a_file_of_ones_own(trained):
+    own = {"Pendulum-v1": dict(n_timesteps=300, policy="MlpPolicy", n_envs=2, learning_starts=100, w2_coef=0.5)}
+    own["Pendulum-v1"].update(policy_kwargs="dict(net_arch=[16])", train_freq=1, gradient_steps=-1, normalize=True)
+    (trained / "own.yml").write_text(yaml.dump(own))
+    arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "--vec-env", "subproc", "-conf", "own.yml", "-f", "own"]
+    module("rl_zoo3.train", *arguments, "--eval-freq", "-1", cwd=trained)
+    model = FlowRL.load(trained / "own" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip")
+    assert model.n_envs == 2 and model.w2_coef == 0.5 and model._n_updates == 200
+    assert (trained / "own" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1" / "vecnormalize.pkl").exists()
+
+
+def test_train_misses_a_file_that_the_user_named(trained):
+    output = module(*TRAIN, "-n", "10", "-conf", "missing.yml", cwd=trained, fails=True)
+    assert "No such file or directory: 'missing.yml'" in output
+
+
+@pytest.mark.parametrize(
+    "which", [[], ["--load-best"], ["--load-last-checkpoint"], ["--stochastic"]], ids=lambda w: "".join(w) or "last"
+)
+def test_enjoy(trained, which):
+    arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "--no-render", "-n", "400", "-f", "logs", "--exp-id", "1"]
+    output = module("rl_zoo3.enjoy", *arguments, *which, cwd=trained)
+    assert "2 Episodes" in output and re.search(r"Mean reward: -\d+", output)
+
+
+def test_record_video(trained):
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "-n", "20", "-f", "logs", "-o", "videos", "--exp-id", "1"]
+    module("rl_zoo3.record_video", *arguments, cwd=trained, SDL_VIDEODRIVER="dummy")
+    assert list((trained / "videos").glob("*.mp4"))
+
+
+def test_plots(trained):
+    module(*TRAIN, *EVALUATE, "--seed", "2", cwd=trained)  # intervals need two runs
+    arguments = ["-a", "flowrl", "-e", "Pendulum-v1", "-f", "logs"]
+    module("rl_zoo3.plots.plot_train", *arguments, cwd=trained)
+    output = module("rl_zoo3.plots.all_plots", *arguments, "--no-display", "-o", "results", cwd=trained)
+    assert "|Pendulum-v1 |" in output  # a row of the table of results
+    module(
+        "rl_zoo3.plots.plot_from_file", "-i", "results.pkl", "-o", "curve.png", "--format", "png", "-r", "-iqm", cwd=trained
+    )
+    assert (trained / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_push_to_hub_and_the_console_script(trained):
+    assert "flowrl" in module("rl_zoo3.push_to_hub", "--help", cwd=trained)
+    script = Path(sys.executable).parent / "rl_zoo3"
+    output = python(str(script), "enjoy", "--help", cwd=trained)
+    assert "flowrl" in output
+
+
+def test_hyperparams_file_lists_the_environments_it_should():
+    entries = yaml.safe_load(zoo.hyperparams_file().read_text())
+    tasks = "InvertedPendulum InvertedDoublePendulum Hopper HalfCheetah Walker2d Ant Swimmer Humanoid".split()
+    expected = {f"{task}-{version}" for task in tasks for version in ("v4", "v5")}
+    expected |= {"default", "Pendulum-v1", "BipedalWalker-v3", "LunarLanderContinuous-v3"}
+    assert set(entries) == expected
+    for name, shared_entry in entries.items():
+        entry = dict(shared_entry)
+        policy_kwargs = eval(entry.pop("policy_kwargs", "{}"))
+        assert entry.pop("n_timesteps") >= 20_000, name
+        FlowRL(env="Pendulum-v1", buffer_size=1, policy_kwargs=policy_kwargs, **entry)
+
+
+# -------------------------------------------------------------------------------------------------------------------- the hook
+
+
+def hook_state(code: str, **environment: str) -> list[str]:
+    program = "import sys; from sb3_flowrl import startup;" + code
+    return python("-c", program, cwd=ROOT, **environment).split()
+
+
+FINDERS = "print(sum(type(finder).__name__ == '_ZooFinder' for finder in sys.meta_path))"
+
+
+def test_hook_is_installed_once_and_can_be_turned_off():
+    off = {"SB3_FLOWRL_NO_ZOO_HOOK": "1"}
+    # the environment that the tests run in may have the start-up file or not: install() comes to the same
+    assert hook_state("startup.install(); startup.install();" + FINDERS) == ["1"]
+    assert hook_state("startup.install();" + FINDERS, **off) == ["0"]
+    assert hook_state("import rl_zoo3; print('flowrl' in rl_zoo3.ALGOS)", **off) == ["False"]
+
+
+def test_hook_imports_nothing_but_os_and_sys():
+    program = (
+        "import os, sys, importlib; before = set(sys.modules);"
+        "from sb3_flowrl import startup; startup.install(); print(*sorted(set(sys.modules) - before))"
+    )
+    modules = python("-c", program, cwd=ROOT, SB3_FLOWRL_NO_ZOO_HOOK="1").split()
+    # `typing` and `importlib` are Python's own, and small
+    assert not [name for name in modules if name.split(".")[0] not in {"sb3_flowrl", *sys.stdlib_module_names}]
+    assert not {"torch", "numpy", "sb3_flowrl.flowrl", "sb3_flowrl.zoo"} & set(modules)
+
+
+def test_hook_leaves_no_trace_on_the_modules_it_completes():
+    program = (
+        "startup.install(); import rl_zoo3.utils as u; print(type(u.__loader__).__name__, type(u.__spec__.loader).__name__)"
+    )
+    assert hook_state(program) == ["SourceFileLoader"] * 2
+
+
+def test_hook_never_raises(monkeypatch):
+    from sb3_flowrl import startup
+
+    monkeypatch.setattr(startup.sys, "meta_path", None)
+    startup.install()
+
+
+def test_what_has_moved_is_said_in_one_line(capsys):
+    import types
+
+    zoo.complete(types.ModuleType("rl_zoo3.utils"))
+    assert capsys.readouterr().err == (
+        "sb3-flowrl: could not register 'flowrl' in rl_zoo3.utils (AttributeError: module 'rl_zoo3.utils' has no attribute "
+        "'ALGOS'); it is made for rl_zoo3 2.9. SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.\n"
+    )
+
+
+def test_registration_twice_changes_nothing():
+    import rl_zoo3.exp_manager as exp_manager
+
+    zoo.register()
+    registered = exp_manager.ALGOS["flowrl"], exp_manager.HYPERPARAMS_SAMPLER["flowrl"], exp_manager.ExperimentManager.__init__
+    zoo.register()
+    assert registered[0] is FlowRL
+    again = exp_manager.ALGOS["flowrl"], exp_manager.HYPERPARAMS_SAMPLER["flowrl"], exp_manager.ExperimentManager.__init__
+    assert again == registered
+
+
+def test_fallback_without_the_hook(tmp_path):
+    arguments = ["train", *TRAIN[1:], "-n", "120", "--eval-freq", "-1"]
+    module("sb3_flowrl.zoo", *arguments, cwd=tmp_path, SB3_FLOWRL_NO_ZOO_HOOK="1")
+    assert FlowRL.load(tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip")._n_updates == 20
+    assert "flowrl" in module("sb3_flowrl.zoo", "push_to_hub", "--help", cwd=tmp_path, SB3_FLOWRL_NO_ZOO_HOOK="1")
+    assert "python -m sb3_flowrl.zoo <command>" in module("sb3_flowrl.zoo", cwd=tmp_path, fails=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- tuning
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sampled_and_stored_parameters_give_the_same_model(seed):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    sampled = {}
+
+    def objective(trial):
+        sampled.update(sample_flowrl_params(trial, 1, 1, dict(using_her_replay_buffer=False, her_kwargs={})))
+        return 0.0
+
+    study.optimize(objective, n_trials=1)
+    trial = study.best_trial
+    assert convert_flowrl_params(trial.params) == sampled
+    assert trial.user_attrs["gamma"] == sampled["gamma"] and trial.user_attrs["batch_size"] == sampled["batch_size"]
+    model = FlowRL("MlpPolicy", "Pendulum-v1", buffer_size=1, **sampled)
+    assert (model.flow_steps, model.guidance, model.matching) == (
+        sampled["flow_steps"],
+        sampled["guidance"],
+        sampled["matching"],
+    )
+
+
+OPTIMIZE = ["-optimize", "--n-evaluations", "2", "--eval-episodes", "1", "--no-optim-plots"]
+
+
+def test_optimize_with_pruning_in_two_threads(tmp_path):
+    arguments = [
+        "-n",
+        "300",
+        "--n-trials",
+        "3",
+        "--n-jobs",
+        "2",
+        "--sampler",
+        "tpe",
+        "--pruner",
+        "median",
+        "--n-startup-trials",
+        "1",
+    ]
+    output = module(*TRAIN, *arguments, *OPTIMIZE, "--optimization-log-path", "trials", cwd=tmp_path)
+    assert "Number of finished trials:  3" in output
+    # a trial that never updates is no trial
+    models = [FlowRL.load(path) for path in tmp_path.glob("trials/trial_*/best_model.zip")]
+    assert len(models) == 3 and all(model._n_updates > 0 for model in models)
+    assert len({model.learning_rate for model in models}) == 3
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///study.db", "study.log"])
+def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
+    tune = [str(ROOT / "examples" / "tune.py"), "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
+    output = python(*tune, "--trials", "3", "--workers", "2", "--folder", ".", "--storage", storage, cwd=tmp_path)
+    assert "best: trial" in output
+    for picture in ("history.png", "importance.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    study = load_study(tmp_path, storage)
+    assert len(study.trials) == 3 and all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials)
+    assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
+
+    arguments = ["--storage", storage, "--study-name", "flowrl", "--trial-id", "1", "-n", "120", "-f", "best"]
+    # rl_zoo3 takes -params last, and the study's policy_kwargs are what is tested
+    train = [*TRAIN[: TRAIN.index("-params")], *arguments, "-params", "learning_starts:100"]
+    assert "Loading from Optuna study..." in module(*train, cwd=tmp_path)
+    model = FlowRL.load(tmp_path / "best" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip")
+    expected = convert_flowrl_params(study.trials[1].params)
+    assert model.w2_coef == expected["w2_coef"] and model.policy_kwargs == expected["policy_kwargs"] and model._n_updates == 20
+
+
+def load_study(folder: Path, storage: str) -> optuna.Study:
+    if storage.endswith(".log"):
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / storage))
+        return optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="flowrl")
+    return optuna.load_study(storage=storage.replace("///", f"///{folder}/"), study_name="flowrl")
+
+
+@pytest.mark.slow
+def test_a_killed_workers_trial_is_tried_again(tmp_path):
+    tune = [sys.executable, str(ROOT / "examples" / "tune.py"), "--timesteps", "1500", "--learning-starts", "500"]
+    tune += ["--trials", "3", "--evaluations", "1", "--folder", str(tmp_path)]
+    process = subprocess.Popen(tune, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    killed = None
+    deadline = time.time() + 300
+    while killed is None and time.time() < deadline:
+        time.sleep(0.2)
+        if not (tmp_path / "study.db").exists():
+            continue
+        try:
+            trials = load_study(tmp_path, "sqlite:///study.db").trials
+        except Exception:  # the study is being created
+            continue
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and "batch_size" in trial.user_attrs:  # its parameters are all sampled
+                killed = trial
+                os.kill(int(trial.user_attrs["worker"].rpartition(":")[2]), signal.SIGKILL)
+                break
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and killed is not None
+    assert f"trial {killed.number} died with its worker; its parameters are queued again" in output
+
+    trials = load_study(tmp_path, "sqlite:///study.db").trials
+    (failed,) = (trial for trial in trials if trial.state == TrialState.FAIL)
+    assert failed.number == killed.number
+    finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(finished) == 3 and len(trials) == 4
+    assert [trial.params for trial in finished].count(failed.params) == 1
