@@ -28,9 +28,9 @@ TRAIN = ["rl_zoo3.train", "--algo", "flowrl", "--env", "Pendulum-v1", "--num-thr
 EVALUATE = ["-n", "400", "--eval-freq", "200", "--eval-episodes", "2"]
 
 
-def python(*arguments: str, cwd: Path, fails: bool = False, **environment: str) -> str:
+def python(*arguments: str, cwd: Path, fails: bool = False, environment: dict[str, str] | None = None) -> str:
     """Run Python, and return what it printed."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **environment}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **(environment or {})}
     result = subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -109,7 +109,7 @@ def test_record_video(trained):
     pytest.importorskip("moviepy")
     pytest.importorskip("pygame")
     arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "-n", "20", "-f", "logs", "-o", "videos", "--exp-id", "1"]
-    module("rl_zoo3.record_video", *arguments, cwd=trained, SDL_VIDEODRIVER="dummy")
+    module("rl_zoo3.record_video", *arguments, cwd=trained, environment={"SDL_VIDEODRIVER": "dummy"})
     assert list((trained / "videos").glob("*.mp4"))
 
 
@@ -148,20 +148,22 @@ def test_hyperparams_file_lists_the_environments_it_should():
 # -------------------------------------------------------------------------------------------------------------------- the hook
 
 
-def hook_state(code: str, **environment: str) -> list[str]:
+NO_HOOK = {"SB3_FLOWRL_NO_ZOO_HOOK": "1"}
+
+
+def hook_state(code: str, environment: dict[str, str] | None = None) -> list[str]:
     program = "import sys; from sb3_flowrl import startup;" + code
-    return python("-c", program, cwd=ROOT, **environment).split()
+    return python("-c", program, cwd=ROOT, environment=environment).split()
 
 
 FINDERS = "print(sum(type(finder).__name__ == '_ZooFinder' for finder in sys.meta_path))"
 
 
 def test_hook_is_installed_once_and_can_be_turned_off():
-    off = {"SB3_FLOWRL_NO_ZOO_HOOK": "1"}
     # the environment that the tests run in may have the start-up file or not: install() comes to the same
     assert hook_state("startup.install(); startup.install();" + FINDERS) == ["1"]
-    assert hook_state("startup.install();" + FINDERS, **off) == ["0"]
-    assert hook_state("import rl_zoo3; print('flowrl' in rl_zoo3.ALGOS)", **off) == ["False"]
+    assert hook_state("startup.install();" + FINDERS, NO_HOOK) == ["0"]
+    assert hook_state("import rl_zoo3; print('flowrl' in rl_zoo3.ALGOS)", NO_HOOK) == ["False"]
 
 
 def test_hook_imports_nothing_but_os_and_sys():
@@ -169,7 +171,7 @@ def test_hook_imports_nothing_but_os_and_sys():
         "import os, sys, importlib; before = set(sys.modules);"
         "from sb3_flowrl import startup; startup.install(); print(*sorted(set(sys.modules) - before))"
     )
-    modules = python("-c", program, cwd=ROOT, SB3_FLOWRL_NO_ZOO_HOOK="1").split()
+    modules = python("-c", program, cwd=ROOT, environment=NO_HOOK).split()
     # `typing` and `importlib` are Python's own, and small
     assert not [name for name in modules if name.split(".")[0] not in {"sb3_flowrl", *sys.stdlib_module_names}]
     assert not {"torch", "numpy", "sb3_flowrl.flowrl", "sb3_flowrl.zoo"} & set(modules)
@@ -199,6 +201,19 @@ def test_what_has_moved_is_said_in_one_line(capsys):
     )
 
 
+def test_a_config_that_has_moved_is_said_too_and_only_for_flowrl(capsys):
+    import types
+
+    module = types.ModuleType("rl_zoo3.exp_manager")
+    module.__file__ = __file__
+    module.ExperimentManager = type("ExperimentManager", (), {"__init__": lambda self, algo: setattr(self, "algo", algo)})  # type: ignore
+    zoo.complete(module)
+    module.ExperimentManager("sac")
+    assert capsys.readouterr().err == ""
+    module.ExperimentManager("flowrl")
+    assert "rl_zoo3.exp_manager (ExperimentManager has no attribute 'config')" in capsys.readouterr().err
+
+
 def test_registration_twice_changes_nothing():
     import rl_zoo3.exp_manager as exp_manager
 
@@ -212,9 +227,9 @@ def test_registration_twice_changes_nothing():
 
 def test_fallback_without_the_hook(tmp_path):
     arguments = ["train", *TRAIN[1:], "-n", "120", "--eval-freq", "-1"]
-    module("sb3_flowrl.zoo", *arguments, cwd=tmp_path, SB3_FLOWRL_NO_ZOO_HOOK="1")
+    module("sb3_flowrl.zoo", *arguments, cwd=tmp_path, environment=NO_HOOK)
     assert FlowRL.load(tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip")._n_updates == 20
-    assert "flowrl" in module("sb3_flowrl.zoo", "push_to_hub", "--help", cwd=tmp_path, SB3_FLOWRL_NO_ZOO_HOOK="1")
+    assert "flowrl" in module("sb3_flowrl.zoo", "push_to_hub", "--help", cwd=tmp_path, environment=NO_HOOK)
     assert "python -m sb3_flowrl.zoo <command>" in module("sb3_flowrl.zoo", cwd=tmp_path, fails=True)
 
 

@@ -44,17 +44,22 @@ def complete_exp_manager(module: ModuleType) -> None:
     """Have ``rl_zoo3.exp_manager`` read our hyperparameters where it would look for a file that rl_zoo3 does not have."""
     manager: Any = module.ExperimentManager
     original = manager.__init__
-    if hasattr(original, "__wrapped__"):
+    if getattr(original, "completed_by_sb3_flowrl", False):
         return
+    default = Path(str(module.__file__)).parent / "hyperparams" / f"{ALGO}.yml"
 
     @functools.wraps(original)
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
+        if getattr(self, "algo", None) != ALGO:
+            return
+        if not hasattr(self, "config"):
+            _say_moved(module, "ExperimentManager has no attribute 'config'")
         # a file that the user named stays, and is missed if it is missing
-        default = Path(module.__file__).parent / "hyperparams" / f"{ALGO}.yml"  # type: ignore[arg-type]
-        if self.algo == ALGO and Path(self.config) == default and not default.exists():
+        elif Path(self.config) == default and not default.exists():
             self.config = str(hyperparams_file())
 
+    init.completed_by_sb3_flowrl = True  # type: ignore[attr-defined]
     manager.__init__ = init
 
 
@@ -83,11 +88,15 @@ def complete(module: ModuleType) -> None:
     try:
         _COMPLETIONS[module.__name__](module)
     except Exception as error:
-        print(
-            f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({type(error).__name__}: {error}); "
-            "it is made for rl_zoo3 2.9. SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.",
-            file=sys.stderr,
-        )
+        _say_moved(module, f"{type(error).__name__}: {error}")
+
+
+def _say_moved(module: ModuleType, what: str) -> None:
+    print(
+        f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({what}); it is made for rl_zoo3 2.9. "
+        "SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.",
+        file=sys.stderr,
+    )
 
 
 def register() -> None:
