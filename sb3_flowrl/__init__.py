@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
-    from sb3_flowrl.policies import FlowActorCriticPolicy, MlpPolicy
+    from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
     from sb3_flowrl.presets import paper_arguments, reference_arguments
 
 __version__: str
@@ -19,12 +19,22 @@ __version__: str
 _MODULES = {
     "FlowRL": "flowrl",
     "FlowActorCriticPolicy": "policies",
+    "CnnPolicy": "policies",
     "MlpPolicy": "policies",
+    "MultiInputPolicy": "policies",
     "paper_arguments": "presets",
     "reference_arguments": "presets",
 }
 
-__all__ = ["FlowActorCriticPolicy", "FlowRL", "MlpPolicy", "paper_arguments", "reference_arguments"]
+__all__ = [
+    "CnnPolicy",
+    "FlowActorCriticPolicy",
+    "FlowRL",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "paper_arguments",
+    "reference_arguments",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from sb3_flowrl import checks, losses
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
-from sb3_flowrl.policies import FlowActorCriticPolicy, MlpPolicy
+from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 
@@ -42,7 +42,7 @@ class FlowRL(OffPolicyAlgorithm):
     Where paper and code differ, the defaults follow the paper's equations, and the authors' code in what the paper leaves
     open. ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` give each to the letter.
 
-    :param policy: The policy model to use (MlpPolicy, ...)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: learning rate for adam optimizer,
         the same learning rate will be used for all networks (Q-Values, Actor and Value function)
@@ -104,6 +104,8 @@ class FlowRL(OffPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
     }
     policy: FlowActorCriticPolicy
     actor: FlowActor

@@ -209,6 +209,7 @@ class _ValueModel(BaseModel):
     :param normalize_images: Whether to normalize images or not,
          dividing by 255.0 (True by default)
     :param n_networks: Number of networks
+    :param share_features_extractor: Whether the features extractor is the actor's, and learned from its loss only
     """
 
     #: Whether the value is that of a state and an action
@@ -228,6 +229,7 @@ class _ValueModel(BaseModel):
         critic_layout: str = "mlp",
         normalize_images: bool = True,
         n_networks: int = 1,
+        share_features_extractor: bool = False,
     ):
         super().__init__(
             observation_space,
@@ -235,11 +237,24 @@ class _ValueModel(BaseModel):
             features_extractor=features_extractor,
             normalize_images=normalize_images,
         )
+        self.share_features_extractor = share_features_extractor
         input_dim = features_dim + (get_action_dim(action_space) if self.takes_actions else 0)
         linear_ends = critic_layout == "reference"
         self.networks = nn.ModuleList(
             create_normed_mlp(input_dim, 1, net_arch, activation_fn, layer_norm, linear_ends) for _ in range(n_networks)
         )
+
+    def features(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, ``(B, *obs_shape)``
+        :return: the networks' view of them, ``(B, features_dim)``, without gradient where the extractor is the actor's
+        """
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            return self.extract_features(obs, self.features_extractor)
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """:return: the parameters that this model's own loss trains"""
+        return list(self.networks.parameters() if self.share_features_extractor else self.parameters())
 
 
 class FlowCritic(_ValueModel):
@@ -255,8 +270,7 @@ class FlowCritic(_ValueModel):
         :param actions: actions in [-1, 1], ``(B, A)``
         :return: one ``(B, 1)`` tensor of values for each critic network, in float32
         """
-        features = self.extract_features(obs, self.features_extractor)
-        q_input = th.cat([features, actions], dim=1)
+        q_input = th.cat([self.features(obs), actions], dim=1)
         return tuple(network(q_input).float() for network in self.networks)
 
 
@@ -272,4 +286,4 @@ class FlowValue(_ValueModel):
         :param obs: observations, ``(B, *obs_shape)``
         :return: values, ``(B, 1)``, in float32
         """
-        return self.networks[0](self.extract_features(obs, self.features_extractor)).float()
+        return self.networks[0](self.features(obs)).float()

@@ -6,7 +6,13 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    get_actor_critic_arch,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -44,6 +50,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         excluding the learning rate, to pass to the optimizer.
         Default: ``dict(fused=True)`` for Adam and AdamW, which computes the same step in one kernel
     :param n_critics: Number of networks in each critic.
+    :param share_features_extractor: Whether to share or not the features extractor
+        between the actor, the critics and V_β* (this saves computation time). A shared one is learned from the actor's
+        loss only, as SB3's SAC does; the targets keep their own
     :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
     :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
@@ -73,6 +82,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 2,
+        share_features_extractor: bool = False,
         flow_steps: int = 1,
         ode_solver: str = "midpoint",
         noise_clip: float | None = 1.0,
@@ -124,31 +134,33 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             "critic_layout": critic_layout,
         }
         self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_networks": n_critics}
+        self.share_features_extractor = share_features_extractor
 
         self._build(lr_schedule)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor = self.make_actor()
-        self.critic = self.make_critic()
-        self.critic_target = self.make_critic()
-        self.behavior_critic = self.make_critic()
+        shared = self.actor.features_extractor if self.share_features_extractor else None
+        self.critic = self.make_critic(shared)
+        self.critic_target = self.make_critic()  # whose extractor follows slowly, so that it can't be the shared one
+        self.behavior_critic = self.make_critic(shared)
         self.behavior_critic_target = self.make_critic()
-        self.behavior_value = self.make_value()
+        self.behavior_value = self.make_value(shared)
 
         # Both critics of a fresh model judge alike, so that the first weights compare policies and not initialisations
         for copy in (self.critic_target, self.behavior_critic, self.behavior_critic_target):
             copy.load_state_dict(self.critic.state_dict())
 
-        for model in (self.actor, self.critic, self.behavior_critic, self.behavior_value):
-            model.optimizer = self.optimizer_class(
-                model.parameters(),
-                lr=lr_schedule(1),  # type: ignore[call-arg]
-                **self.optimizer_kwargs,
-            )
+        self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
+        for model in (self.critic, self.behavior_critic, self.behavior_value):
+            model.optimizer = self._make_optimizer(model.own_parameters(), lr_schedule)
 
         # Target networks should always be in eval mode
         self.critic_target.set_training_mode(False)
         self.behavior_critic_target.set_training_mode(False)
+
+    def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
+        return self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -160,6 +172,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
                 layer_norm=self.actor_kwargs["layer_norm"],
                 critic_layout=self.critic_kwargs["critic_layout"],
                 n_critics=self.critic_kwargs["n_networks"],
+                share_features_extractor=self.share_features_extractor,
                 flow_steps=self.actor_kwargs["flow_steps"],
                 ode_solver=self.actor_kwargs["ode_solver"],
                 noise_clip=self.actor_kwargs["noise_clip"],
@@ -178,11 +191,11 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowCritic:
         critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
-        return FlowCritic(**critic_kwargs).to(self.device)
+        return FlowCritic(share_features_extractor=features_extractor is not None, **critic_kwargs).to(self.device)
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowValue:
         value_kwargs = self._update_features_extractor(self.value_kwargs, features_extractor)
-        return FlowValue(**value_kwargs).to(self.device)
+        return FlowValue(share_features_extractor=features_extractor is not None, **value_kwargs).to(self.device)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic=deterministic)
@@ -224,3 +237,25 @@ def _check_critic_layout(critic_layout: str, critic_arch: list[int]) -> None:
 
 
 MlpPolicy = FlowActorCriticPolicy
+
+
+class CnnPolicy(FlowActorCriticPolicy):
+    """
+    Policy class of FlowRL for images. All parameters are those of ``FlowActorCriticPolicy``.
+
+    :param features_extractor_class: Features extractor to use, ``NatureCNN`` by default.
+    """
+
+    def __init__(self, *args, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class MultiInputPolicy(FlowActorCriticPolicy):
+    """
+    Policy class of FlowRL for Dict observation spaces. All parameters are those of ``FlowActorCriticPolicy``.
+
+    :param features_extractor_class: Features extractor to use, ``CombinedExtractor`` by default.
+    """
+
+    def __init__(self, *args, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.noise import NormalActionNoise
@@ -107,6 +108,13 @@ class Recorder:
         dict(policy_kwargs=dict(net_arch=[16], n_critics=3, layer_norm=False, activation_fn=nn.ReLU)),
         dict(policy_kwargs=dict(net_arch=[16] * 3, critic_layout="reference", optimizer_class=th.optim.AdamW)),
         dict(policy_kwargs=dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=1.0))),
+        dict(
+            policy_kwargs=dict(
+                features_extractor_class=ScaleExtractor,
+                features_extractor_kwargs=dict(scale=1.0),
+                share_features_extractor=True,
+            )
+        ),
     ],
     ids=lambda kwargs: ",".join(kwargs) or "defaults",
 )
@@ -310,6 +318,40 @@ def test_progress_bar_and_eval_callback(tmp_path, capsys):
     make_model().learn(60, callback=callback, progress_bar=True)
     assert "60/60" in "".join(capsys.readouterr())
     assert FlowRL.load(tmp_path / "best_model").policy is not None
+
+
+@pytest.mark.parametrize("share_features_extractor", [False, True])
+@pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy"])
+def test_images_and_dict_observations(policy, share_features_extractor, tmp_path):
+    if policy == "CnnPolicy":
+        env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=False)
+        extractor_kwargs = dict(features_dim=8)
+    else:
+        env = SimpleMultiObsEnv(discrete_actions=False)
+        extractor_kwargs = dict(cnn_output_dim=8)
+    policy_kwargs = dict(
+        net_arch=[8], features_extractor_kwargs=extractor_kwargs, share_features_extractor=share_features_extractor
+    )
+    model = FlowRL(policy, env, learning_starts=20, buffer_size=100, batch_size=16, policy_kwargs=policy_kwargs, seed=0)
+    before = parameters(model)
+    model.learn(30)
+    after = parameters(model)
+    moved = [name for name in before if "features_extractor" in name and not th.equal(before[name], after[name])]
+    assert {name.split(".")[0] for name in moved} == set(NETWORKS)
+
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env=env)
+    assert_same(after, parameters(loaded))
+    obs = model.env.reset()
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+def test_a_dict_of_observations_that_is_not_finite_is_named():
+    model = FlowRL("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), learning_starts=20, buffer_size=100)
+    model.learn(20)
+    model.replay_buffer.observations["vec"][:] = np.nan
+    with pytest.raises(ValueError, match=r"`observations\['vec'\]` of the replay sample"):
+        model.train(1, batch_size=8)
 
 
 # ------------------------------------------------------------------------------------------------------- what options mean

@@ -139,6 +139,21 @@ def test_custom_features_extractor_belongs_to_each_network():
     th.testing.assert_close(policy.actor.features(obs), 2 * obs)
 
 
+def test_a_shared_features_extractor_is_the_actors_and_learned_from_its_loss_only():
+    kwargs = dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=2.0))
+    policy = make_policy(share_features_extractor=True, **kwargs)
+    shared = policy.actor.features_extractor
+    for model in (policy.critic, policy.behavior_critic, policy.behavior_value):
+        assert model.features_extractor is shared
+        assert not any(p is shared.scale for group in model.optimizer.param_groups for p in group["params"])
+        assert not model.features(th.ones(2, 3)).requires_grad
+    assert any(p is shared.scale for group in policy.actor.optimizer.param_groups for p in group["params"])
+    assert policy.actor.features(th.ones(2, 3)).requires_grad
+    targets = [policy.critic_target.features_extractor, policy.behavior_critic_target.features_extractor]
+    assert shared is not targets[0] is not targets[1] and shared is not targets[1]
+    assert all(target.scale == shared.scale for target in targets)
+
+
 def test_deterministic_prediction_starts_at_the_mode_of_the_noise():
     policy = make_policy(flow_steps=3)
     obs = th.randn(4, 3)
@@ -221,6 +236,7 @@ ALL_ARGUMENTS = dict(
     optimizer_class=th.optim.RMSprop,
     optimizer_kwargs=dict(alpha=0.5),
     n_critics=3,
+    share_features_extractor=True,
     flow_steps=3,
     ode_solver="rk4",
     noise_clip=0.5,
