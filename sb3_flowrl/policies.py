@@ -241,21 +241,45 @@ MlpPolicy = FlowActorCriticPolicy
 
 class CnnPolicy(FlowActorCriticPolicy):
     """
-    Policy class of FlowRL for images. All parameters are those of ``FlowActorCriticPolicy``.
+    Policy class of FlowRL for images. All other parameters are those of ``FlowActorCriticPolicy``.
 
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``NatureCNN`` by default.
     """
 
-    def __init__(self, *args, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
 
 
 class MultiInputPolicy(FlowActorCriticPolicy):
     """
-    Policy class of FlowRL for Dict observation spaces. All parameters are those of ``FlowActorCriticPolicy``.
+    Policy class of FlowRL for Dict observation spaces. All other parameters are those of ``FlowActorCriticPolicy``.
 
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``CombinedExtractor`` by default.
     """
 
-    def __init__(self, *args, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs,
+    ):
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
