@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
     from sb3_flowrl.flowrl import FlowRL
     from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
     from sb3_flowrl.presets import paper_arguments, reference_arguments
@@ -18,6 +19,8 @@ __version__: str
 
 _MODULES = {
     "FlowRL": "flowrl",
+    "NStepRecencyReplayBuffer": "buffers",
+    "RecencyReplayBuffer": "buffers",
     "FlowActorCriticPolicy": "policies",
     "CnnPolicy": "policies",
     "MlpPolicy": "policies",
@@ -32,6 +35,8 @@ __all__ = [
     "FlowRL",
     "MlpPolicy",
     "MultiInputPolicy",
+    "NStepRecencyReplayBuffer",
+    "RecencyReplayBuffer",
     "paper_arguments",
     "reference_arguments",
 ]

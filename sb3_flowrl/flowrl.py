@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayB
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 
 from sb3_flowrl import checks, losses
+from sb3_flowrl.buffers import RecencyReplayBuffer
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
@@ -210,6 +211,11 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_arguments()  # again, as `load` may have changed them
+        if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
+            raise ValueError(
+                f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
+                f"replay_buffer_kwargs=dict(n_steps={self.n_steps}, gamma={self.gamma}) instead of n_steps."
+            )
         user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
         if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
             raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")

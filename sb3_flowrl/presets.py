@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from sb3_flowrl.buffers import RecencyReplayBuffer
 from sb3_flowrl.guidance import uncapped_guidance
 
 
@@ -30,6 +31,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
         batch_size=256,
         tau=0.95,  # D6, authors' code
         gamma=0.99,
+        replay_buffer_class=None,  # D7
         policy_delay=1,  # D8
         flow_steps=1,
         ode_solver="midpoint",
@@ -49,8 +51,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
 
 def reference_arguments() -> dict[str, Any]:
     """
-    The arguments that make FlowRL the authors' code (bytedance/FlowRL, commit e26279b), but for D7: its replay buffer draws a
-    fifth of each batch from the newest transitions.
+    The arguments that make FlowRL the authors' code (bytedance/FlowRL, commit e26279b).
 
     Its bfloat16 autocast is used by the authors on CUDA only: on a CPU override it with ``precision="float32"``.
 
@@ -63,6 +64,7 @@ def reference_arguments() -> dict[str, Any]:
         batch_size=256,
         tau=0.95,  # D6
         gamma=0.99,
+        replay_buffer_class=RecencyReplayBuffer,  # D7
         policy_delay=2,  # D8
         flow_steps=1,
         ode_solver="midpoint",

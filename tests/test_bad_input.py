@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_flowrl import FlowRL
+from sb3_flowrl import FlowRL, RecencyReplayBuffer
 from tests.test_flowrl import make_model, parameters
 
 
@@ -29,12 +29,15 @@ from tests.test_flowrl import make_model, parameters
         ("matching", "latent", "matching='latent' is unknown; choose one of 'action', 'pre_squash'"),
         ("noise_clip", 0, "noise_clip=0 must be a number above 0, or None not to clip"),
         ("precision", "float16", "precision='float16' is unknown; choose one of 'float32', 'bfloat16'"),
+        ("replay_buffer_kwargs", dict(recent_share=1.5), r"recent_share=1\.5 must be a number between 0 and 1"),
+        ("replay_buffer_kwargs", dict(recent_size=0), "recent_size=0 must be an integer of at least 1"),
+        ("n_steps", 3, r"n_steps=3 has no effect .* Use NStepRecencyReplayBuffer, and replay_buffer_kwargs=dict\(n_steps=3"),
         ("policy_kwargs", dict(flow_steps=2), r"\['flow_steps'\] must be passed to FlowRL itself, not in policy_kwargs"),
     ],
 )
 def test_arguments(argument, value, message):
     with pytest.raises(ValueError, match=message):
-        FlowRL("MlpPolicy", "Pendulum-v1", **{argument: value})
+        FlowRL("MlpPolicy", "Pendulum-v1", replay_buffer_class=RecencyReplayBuffer, **{argument: value})
 
 
 @pytest.mark.parametrize("value", [1.5, -1, float("nan"), float("inf"), "1e6", None, True])

@@ -1,0 +1,100 @@
+"""Replay that favours the newest transitions."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, RecencyReplayBuffer
+
+OBS_SPACE = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
+ACTION_SPACE = spaces.Box(-1, 1, (1,), dtype=np.float32)
+
+
+def filled_buffer(n_rows: int, buffer_size: int, n_envs: int = 1, buffer_class=RecencyReplayBuffer, **kwargs):
+    """A buffer whose transitions are numbered: observation (row, environment), reward the row."""
+    buffer = buffer_class(buffer_size, OBS_SPACE, ACTION_SPACE, device="cpu", n_envs=n_envs, **kwargs)
+    for row in range(n_rows):
+        obs = np.stack([np.full(n_envs, row), np.arange(n_envs)], axis=1).astype(np.float32)
+        next_obs = obs + np.array([1, 0], dtype=np.float32)
+        rewards, dones = np.full(n_envs, row), np.zeros(n_envs)
+        buffer.add(obs, next_obs, np.zeros((n_envs, 1), np.float32), rewards, dones, [{}] * n_envs)
+    return buffer
+
+
+def frequencies(buffer, n_rows: int, batch_size: int = 100, n_batches: int = 2_000) -> np.ndarray:
+    """How often each (row, environment) was drawn, as shares of all draws, ``(n_rows, n_envs)``."""
+    counts = np.zeros((n_rows, buffer.n_envs))
+    np.random.seed(0)
+    for _ in range(n_batches):
+        rows, envs = buffer.sample(batch_size).observations.numpy().astype(int).T
+        np.add.at(counts, (rows, envs), 1)
+    return counts / counts.sum()
+
+
+@pytest.mark.parametrize("n_envs", [1, 4])
+@pytest.mark.parametrize("n_rows", [50, 100, 130], ids=["filling", "just full", "wrapped around"])
+@pytest.mark.parametrize("optimize_memory_usage", [False, True])
+def test_sampling_law(n_envs, n_rows, optimize_memory_usage):
+    recent_rows = 10
+    kwargs = dict(optimize_memory_usage=optimize_memory_usage, handle_timeout_termination=not optimize_memory_usage)
+    buffer = filled_buffer(n_rows, 100 * n_envs, n_envs, recent_share=0.3, recent_size=recent_rows * n_envs, **kwargs)
+    n_draws = 200_000
+    drawn = frequencies(buffer, n_rows)
+
+    oldest = max(n_rows - 100, 0) + (optimize_memory_usage and n_rows >= 100)  # whose next observation is overwritten
+    expected = np.zeros((n_rows, n_envs))
+    expected[oldest:] = 0.7 / (n_rows - oldest) / n_envs
+    expected[-recent_rows:] += 0.3 / recent_rows / n_envs
+    assert not drawn[expected == 0].any()
+    deviations = (drawn - expected)[expected > 0] / np.sqrt(expected[expected > 0] / n_draws)
+    assert np.abs(deviations).max() < 5  # standard deviations
+
+
+def test_the_share_is_exact_in_each_batch():
+    buffer = filled_buffer(10_000, 10_000)
+    for _ in range(20):
+        rows = buffer.sample(256).observations[:, 0]
+        assert (rows[204:] >= 10_000 - 2048).all()  # int(0.8 · 256) = 204 are uniform
+        assert (rows[:204] < 10_000 - 2048).any()
+
+
+def test_fewer_transitions_than_count_as_recent():
+    assert filled_buffer(3, 100).sample(50).observations[:, 0].unique().tolist() == [0, 1, 2]
+
+
+def test_transitions_stay_whole():
+    samples = filled_buffer(130, 100, optimize_memory_usage=True, handle_timeout_termination=False).sample(500)
+    th.testing.assert_close(samples.next_observations[:, 0], samples.observations[:, 0] + 1)
+    th.testing.assert_close(samples.rewards[:, 0], samples.observations[:, 0])
+
+
+def test_n_step_returns():
+    buffer = filled_buffer(50, 100, buffer_class=NStepRecencyReplayBuffer, recent_size=5, n_steps=3, gamma=0.5)
+    samples = buffer.sample(500)
+    row = samples.observations[:, 0]
+    inside = row < 48
+    th.testing.assert_close(samples.rewards[inside, 0], (row + (row + 1) / 2 + (row + 2) / 4)[inside])
+    assert (samples.discounts[inside] == 0.125).all()
+    assert (row >= 45).float().mean() > 0.2
+
+
+def test_flowrl_learns_from_it_with_vec_normalize(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2))
+    model = FlowRL(
+        "MlpPolicy",
+        env,
+        learning_starts=50,
+        buffer_size=200,
+        replay_buffer_class=RecencyReplayBuffer,
+        replay_buffer_kwargs=dict(recent_size=20),
+        policy_kwargs=dict(net_arch=[16]),
+        seed=0,
+    ).learn(300)
+    assert model._n_updates > 100
+    samples = model.replay_buffer.sample(500, env=env)
+    assert samples.observations.abs().max() <= env.clip_obs and samples.rewards.abs().max() <= env.clip_reward
+    model.save(tmp_path / "model")
+    assert FlowRL.load(tmp_path / "model", env=env).replay_buffer.recent_size == 20
