@@ -11,7 +11,7 @@ Plot and tabulate all runs of a folder::
 
 Both algorithms: networks 256x2, 5 000 random first steps, one update a step, everything else at its default.
 Each evaluation plays 10 episodes deterministically and 10 stochastically in an environment of its own, whose random numbers
-leave those of the training untouched.
+leave those of the training untouched. The runs use one thread each.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class EvaluateBothWays(BaseCallback):
     :param n_episodes: episodes of each evaluation in each mode
     """
 
-    def __init__(self, record: dict, path: Path, env_id: str, eval_freq: int = 5_000, n_episodes: int = 10):
+    def __init__(self, record: dict, path: Path, env_id: str, eval_freq: int, n_episodes: int):
         super().__init__()
         self.record, self.path, self.eval_freq, self.n_episodes = record, path, eval_freq, n_episodes
         self.eval_env = Monitor(gym.make(env_id))
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     )
     arguments: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[256, 256]), learning_starts=5_000)
     model = ALGORITHMS[args.algo]("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments)
-    model.learn(args.steps, callback=EvaluateBothWays(record, path, args.env))
+    model.learn(args.steps, callback=EvaluateBothWays(record, path, args.env, args.eval_freq, args.episodes))
 
 
 def report(args: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def report(args: argparse.Namespace) -> None:
             run = f"{record['algo']} seed {record['seed']}"
             print(f"| {run} | {mode} | " + " | ".join(cells) + " |")
             axis.plot(steps, means, style, color=f"C{algos.index(record['algo'])}", label=f"{run} {mode}")
-    axis.set(xlabel="environment steps", ylabel="mean return of 10 episodes", title=records[0]["env"])
+    axis.set(xlabel="environment steps", ylabel="mean return of an evaluation's episodes", title=records[0]["env"])
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -144,6 +144,8 @@ if __name__ == "__main__":
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval-freq", type=int, default=5_000, help="environment steps between evaluations")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes of an evaluation, in each mode")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the runs' JSON files")
     parser.add_argument("--at", type=int, nargs="+", default=[10_000, 20_000, 30_000, 60_000, 100_000])
     parsed = parser.parse_args()

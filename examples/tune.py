@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 
 import optuna
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sb3_flowrl.zoo.search_space import worker_name
@@ -28,12 +30,11 @@ from sb3_flowrl.zoo.search_space import worker_name
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_storage(storage: str) -> optuna.storages.BaseStorage:
+def open_storage(storage: str) -> BaseStorage:
     """:return: Optuna's storage for a name as rl_zoo3 takes it: a journal file that ends in .log, or a database's address"""
     if not storage.endswith(".log"):
-        return optuna.storages.get_storage(storage)
-    backend = optuna.storages.journal.JournalFileBackend(storage)
-    return optuna.storages.JournalStorage(backend)
+        return get_storage(storage)
+    return JournalStorage(JournalFileBackend(storage))
 
 
 class Tuner:
@@ -117,15 +118,19 @@ def plot(study: optuna.Study, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
     from optuna.visualization import matplotlib as plots
 
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    for name, axes in (
-        ("history", plots.plot_optimization_history(study)),
-        ("importance", plots.plot_param_importances(study, evaluator=evaluator)),
+    for name, draw in (
+        ("history", lambda: plots.plot_optimization_history(study)),
+        ("importance", lambda: plots.plot_param_importances(study, evaluator=evaluator)),
     ):
-        axes.figure.set_size_inches(9, 5)
-        axes.figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+        draw()
+        figure = plt.gcf()
+        figure.set_size_inches(9, 5)
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+        plt.close(figure)
         print(f"Picture: {folder / name}.png")
 
 

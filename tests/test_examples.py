@@ -1,6 +1,6 @@
 """The examples run, and show what they say."""
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch as th
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 
 
-def run_example(name: str, *arguments: str, **environment: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+def run_script(path: Path, *arguments: str) -> str:
+    result = subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -38,15 +38,30 @@ def test_toy_bandit_guidance_gathers_the_flow_where_the_behavior_did_better(toy_
 
 def test_toy_bandit_draws_its_picture(tmp_path):
     picture = tmp_path / "new" / "toy.png"
-    output = run_example("toy_bandit.py", "--updates", "2", "--output", str(picture))
+    output = run_script(EXAMPLES / "toy_bandit.py", "--updates", "2", "--output", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture) in output
 
 
 def test_train_mujoco(tmp_path):
     pytest.importorskip("mujoco")
     arguments = ["--env", "InvertedPendulum-v5", "--timesteps", "1e2", "--learning-starts", "90", "--folder", str(tmp_path)]
-    output = run_example("train_mujoco.py", *arguments)
+    output = run_script(EXAMPLES / "train_mujoco.py", *arguments)
     assert "InvertedPendulum-v5, mean return of 5 episodes: " in output
     assert (tmp_path / "flowrl-InvertedPendulum-v5.zip").exists()
     # a video where something can render it, and else the reason why not
     assert ("Video: " in output and (tmp_path / "flowrl-episode-0.mp4").exists()) or "No video, as nothing could" in output
+
+
+@pytest.mark.parametrize("algo", ["flowrl", "sac"])
+def test_learning_curves(algo, tmp_path):
+    script = ROOT / "benchmarks" / "learning_curves.py"
+    common = ["--results", str(tmp_path)]
+    run = ["run", "--algo", algo, "--env", "Pendulum-v1", "--steps", "30", "--eval-freq", "10", "--episodes", "2", *common]
+    run_script(script, *run)
+    record = json.loads((tmp_path / f"Pendulum-v1_{algo}_seed0.json").read_text())
+    assert record["finished"] and [point["step"] for point in record["curve"]] == [10, 20, 30]
+    assert all(len(point[mode]) == 2 for point in record["curve"] for mode in ("deterministic", "stochastic"))
+    assert "is finished" in run_script(script, *run)
+    table = run_script(script, "report", "--at", "10", "30", *common)
+    assert f"| {algo} seed 0 | stochastic | -" in table
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,8 @@ pytest.importorskip("rl_zoo3")
 
 import optuna
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sb3_flowrl import FlowRL, zoo
@@ -305,8 +307,7 @@ def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path,
 
 def load_study(folder: Path, storage: str) -> optuna.Study:
     if storage.endswith(".log"):
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / storage))
-        return optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="flowrl")
+        return optuna.load_study(storage=JournalStorage(JournalFileBackend(str(folder / storage))), study_name="flowrl")
     return optuna.load_study(storage=storage.replace("///", f"///{folder}/"), study_name="flowrl")
 
 

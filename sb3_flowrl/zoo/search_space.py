@@ -28,7 +28,7 @@ def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
     :return: arguments of ``FlowRL``
     """
     trial.set_user_attr("worker", worker_name(os.getpid()))  # first, so that no trial is anonymous when its worker dies
-    params = {
+    params: dict[str, Any] = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
         "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
