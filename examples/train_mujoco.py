@@ -33,13 +33,13 @@ def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     try:
         env = gym.make(env_id, render_mode="rgb_array")
-        env = RecordVideo(env, str(folder), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
+        env = RecordVideo(env, str(folder / "video"), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
         evaluate_policy(model, env, n_eval_episodes=1, warn=False)
         env.close()
     except Exception as error:  # each renderer fails in its own way, and a video is an extra
         print(f"No video, as nothing could render it: {error!r}")
         return None
-    return folder / "flowrl-episode-0.mp4"
+    return folder / "video" / "flowrl-episode-0.mp4"
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         "MlpPolicy",
         args.env,
         learning_starts=args.learning_starts,
-        policy_kwargs=dict(net_arch=[256, 256]),  # a quarter of the paper's width, for a processor
+        policy_kwargs=dict(net_arch=[256, 256]),  # half of the paper's width, for a processor
         seed=args.seed,
     )
     eval_env = Monitor(gym.make(args.env))

@@ -212,7 +212,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         for model in (self.actor, self.critic, self.behavior_critic, self.behavior_value):
-            model.set_training_mode(mode)
+            # Going through all the layers takes as long as predicting an action, which SB3 does it for each time
+            if model.training != mode:
+                model.set_training_mode(mode)
         self.training = mode
 
 

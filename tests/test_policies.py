@@ -99,10 +99,11 @@ def test_a_fresh_policys_critics_are_equal():
 
 def test_target_networks_stay_in_eval_mode():
     policy = make_policy()
-    for mode in (True, False):
+    for mode in (True, False, False, True):
         policy.set_training_mode(mode)
         for name in NETWORKS:
-            assert getattr(policy, name).training == (mode and "target" not in name), name
+            for module in getattr(policy, name).modules():
+                assert module.training == (mode and "target" not in name), name
 
 
 def test_every_network_but_the_targets_has_an_optimizer_for_all_its_parameters():
