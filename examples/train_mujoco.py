@@ -33,13 +33,13 @@ def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     try:
         env = gym.make(env_id, render_mode="rgb_array")
-        env = RecordVideo(env, str(folder / "video"), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
+        env = RecordVideo(env, str(folder), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
         evaluate_policy(model, env, n_eval_episodes=1, warn=False)
         env.close()
     except Exception as error:  # each renderer fails in its own way, and a video is an extra
         print(f"No video, as nothing could render it: {error!r}")
         return None
-    return folder / "video" / "flowrl-episode-0.mp4"
+    return folder / "flowrl-episode-0.mp4"
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     mean, std = evaluate_policy(model, eval_env, n_eval_episodes=5)
     print(f"{args.env}, mean return of 5 episodes: {before:.0f} before training, {mean:.0f} ± {std:.0f} after")
     print(f"Model: {path}.zip")
-    if video := record_video(model, args.env, args.folder):
+    if video := record_video(model, args.env, args.folder / "video"):
         print(f"Video: {video}")
 
 

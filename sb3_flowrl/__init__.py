@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
+    from sb3_flowrl.callbacks import ResumableCheckpointCallback
     from sb3_flowrl.flowrl import FlowRL
     from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
     from sb3_flowrl.presets import paper_arguments, reference_arguments
@@ -21,6 +22,7 @@ _MODULES = {
     "FlowRL": "flowrl",
     "NStepRecencyReplayBuffer": "buffers",
     "RecencyReplayBuffer": "buffers",
+    "ResumableCheckpointCallback": "callbacks",
     "FlowActorCriticPolicy": "policies",
     "CnnPolicy": "policies",
     "MlpPolicy": "policies",
@@ -37,6 +39,7 @@ __all__ = [
     "MultiInputPolicy",
     "NStepRecencyReplayBuffer",
     "RecencyReplayBuffer",
+    "ResumableCheckpointCallback",
     "paper_arguments",
     "reference_arguments",
 ]

@@ -3,9 +3,12 @@ FlowRL as a Stable-Baselines3 algorithm.
 """
 
 import math
+import warnings
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
@@ -15,9 +18,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import checks, losses
+from sb3_flowrl import checks, losses, run_state
 from sb3_flowrl.buffers import RecencyReplayBuffer
+from sb3_flowrl.checkpoint import find_checkpoint
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
@@ -161,6 +166,7 @@ class FlowRL(OffPolicyAlgorithm):
         self.matching = matching
         self.noise_clip = noise_clip
         self.precision = precision
+        self._generators_before_step: run_state.GeneratorStates | None = None
         self._check_arguments()
         if env is not None:  # it is, while loading a model for prediction only
             env = maybe_make_env(env, verbose)
@@ -221,7 +227,11 @@ class FlowRL(OffPolicyAlgorithm):
             raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
-        super()._setup_model()
+        with warnings.catch_warnings():
+            if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
+                # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
+                warnings.filterwarnings("ignore", message="`n_steps=")
+            super()._setup_model()
         self.policy_kwargs = user_policy_kwargs
         self._create_aliases()
         # Running mean and running var
@@ -429,9 +439,60 @@ class FlowRL(OffPolicyAlgorithm):
             progress_bar=progress_bar,
         )
 
+    def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
+        """
+        Save all that training needs to go on bit for bit, the replay buffer included, so that nothing is lost when the
+        process is killed, be it while saving. To save the model alone, use ``save``.
+
+        It is taken between calls of ``learn``, or within them by ``ResumableCheckpointCallback``; best when every environment
+        has just ended an episode, as episodes under way can't be saved, and are ended. What a checkpoint can't hold: an
+        environment's state besides its ``np_random``, and the states of callbacks and loggers.
+
+        :param folder: where the checkpoints are, for this run alone; each gets a folder of its own in it
+        :param keep: how many of the newest checkpoints stay
+        :return: the new checkpoint's own folder
+        :raises CheckpointError: if it can't be written; older ones stay as they are
+        """
+        return run_state.save_run(self, folder, keep)
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[SelfFlowRL],
+        folder: str | Path,
+        env: GymEnv | str,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+    ) -> SelfFlowRL:
+        """
+        Load the newest whole checkpoint of a run. Go on with ``learn(..., reset_num_timesteps=False)``.
+
+        A checkpoint holds pickles, which can run any code: load only those that you trust.
+
+        :param folder: where the checkpoints are
+        :param env: the environment, made and wrapped as the run's was
+        :param device: Device on which the code should run.
+        :param custom_objects: as in ``load``
+        :return: the model
+        :raises CheckpointError: if there is no whole checkpoint
+        :raises ValueError: if the environment does not fit
+        """
+        path = find_checkpoint(folder)
+        env = maybe_make_env(env, 0)
+        model = cls.load(path / "model.zip", env=env, device=device, custom_objects=custom_objects)
+        run_state.load_run(model, path)
+        return model
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert self.env is not None  # for mypy
+        if isinstance(run_state.base_env(self.env), DummyVecEnv):  # asking other processes at each step would be slow
+            self._generators_before_step = run_state.generator_states(self.env)
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
-        return [*super()._excluded_save_params(), *aliases, "_batch_norm_stats"]
+        return [*super()._excluded_save_params(), *aliases, "_batch_norm_stats", "_generators_before_step"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]

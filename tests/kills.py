@@ -1,0 +1,129 @@
+"""
+Train and checkpoint in a loop, kill -9 at random instants, resume, and report what was lost.
+
+    python tests/kills.py --kills 100
+
+Every checkpoint that had been saved before a kill must be there after it, and whole; and after all the kills the parameters
+must be those of a run that was never killed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch as th
+
+from sb3_flowrl import FlowRL, ResumableCheckpointCallback
+from sb3_flowrl.checkpoint import find_checkpoint, list_checkpoints
+
+EPISODE = 20  # so short that much of the time goes into checkpoints
+
+
+class Report(ResumableCheckpointCallback):
+    """Tells the parent process of each checkpoint once it is saved."""
+
+    def __init__(self, folder: Path, pipe: int):
+        super().__init__(folder, save_freq=EPISODE)
+        self.pipe = pipe
+
+    def _save(self) -> None:
+        super()._save()
+        os.write(self.pipe, f"{self.last_saved}\n".encode())
+
+
+def train(folder: Path, total: int, pipe: int) -> None:
+    """Begin or resume a run, and finish it; what is left is a hash of its parameters."""
+    warnings.simplefilter("error")
+    env = gym.make("Pendulum-v1", max_episode_steps=EPISODE)
+    if list_checkpoints(folder):
+        model = FlowRL.load_checkpoint(folder, env, device="cpu")
+    else:
+        kwargs: dict[str, Any] = dict(learning_starts=EPISODE, batch_size=8, train_freq=EPISODE, gradient_steps=2)
+        model = FlowRL("MlpPolicy", env, seed=0, device="cpu", policy_kwargs=dict(net_arch=[64, 64]), **kwargs)
+    model.learn(max(total - model.num_timesteps, 0), callback=Report(folder, pipe), reset_num_timesteps=False)
+    parameters = b"".join(tensor.numpy().tobytes() for tensor in model.policy.state_dict().values())
+    (folder / "parameters.sha256").write_text(hashlib.sha256(parameters).hexdigest())
+
+
+def start(folder: Path, total: int) -> tuple[int, int]:
+    """Start `train` in a process of its own; return its number and the pipe that it reports to."""
+    reading_end, writing_end = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.close(reading_end)
+            train(folder, total, writing_end)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writing_end)
+    return process, reading_end
+
+
+def read_reports(pipe: int) -> list[int]:
+    with os.fdopen(pipe) as file:
+        return [int(line) for line in file.read().split()]
+
+
+def run_to_end(folder: Path, total: int) -> str:
+    process, pipe = start(folder, total)
+    read_reports(pipe)
+    if os.waitpid(process, 0)[1] != 0:
+        sys.exit("the run failed")
+    return (folder / "parameters.sha256").read_text()
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the instants of the kills")
+    parser.add_argument("--folder", type=Path, default=None)
+    args = parser.parse_args()
+    th.set_num_threads(1)  # a process can't be forked from one with threads
+    folder = args.folder or Path(tempfile.mkdtemp())
+    # Import all that is imported on first use, so that the processes that are to be killed need not
+    reading_end, writing_end = os.pipe()
+    for _ in range(2):
+        train(folder / "warm-up", 2 * EPISODE, writing_end)
+    os.close(reading_end)
+    os.close(writing_end)
+
+    killed, rng = folder / "killed", random.Random(args.seed)
+    counts = dict(kills=0, kills_while_writing=0, lost_checkpoints=0, damaged_checkpoints=0)
+    newest = 0
+    while counts["kills"] < args.kills:
+        process, pipe = start(killed, total=10**9)
+        time.sleep(rng.uniform(0.0, 0.8))
+        os.kill(process, signal.SIGKILL)
+        reports = read_reports(pipe)
+        if not os.WIFSIGNALED(os.waitpid(process, 0)[1]):
+            sys.exit("the run failed before it was killed")
+        counts["kills"] += 1
+        counts["kills_while_writing"] += bool(list(killed.glob(".unfinished-*")))
+        checkpoints = list_checkpoints(killed)
+        newest = max([newest, *reports])
+        counts["lost_checkpoints"] += newest > (step_of(checkpoints[-1]) if checkpoints else 0)
+        counts["damaged_checkpoints"] += bool(checkpoints) and find_checkpoint(killed) != checkpoints[-1]
+    total = newest + 2 * EPISODE
+    same = run_to_end(killed, total) == run_to_end(folder / "whole", total)
+    print(json.dumps(dict(counts, steps=total, same_parameters_as_without_kills=same), indent=1))
+
+
+if __name__ == "__main__":
+    main()
