@@ -1,15 +1,30 @@
 """
-Replay that favours the newest transitions, as the authors' code does (the paper's is uniform).
+Replay that favours the newest transitions, as the authors' code does (the paper's is uniform), and what is stored.
 """
 
 import math
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flowrl.checks import check_number, check_positive_int
+
+
+def float32_space(space: spaces.Space) -> spaces.Space:
+    """
+    The space of observations as a replay buffer should store them: MuJoCo's arrive as float64, but the networks see float32.
+
+    :param space: the environment's observation space
+    :return: the same space, with float32 in the place of float64
+    """
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: float32_space(value) for key, value in space.items()})
+    if isinstance(space, spaces.Box) and space.dtype == np.float64:
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return space
 
 
 class RecencyReplayBuffer(ReplayBuffer):

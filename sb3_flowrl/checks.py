@@ -96,6 +96,25 @@ def whole_number(name: str, value: Any) -> int:
     return operator.index(value)
 
 
+def check_finite_losses(losses: dict[str, th.Tensor], n_updates: int, num_timesteps: int) -> None:
+    """
+    Stop before a loss that has exploded reaches the networks, which would never recover from it.
+
+    :param losses: scalars by their names in the log
+    :param n_updates: updates done so far, for the message
+    :param num_timesteps: environment steps done so far, for the message
+    :raises ValueError: naming the losses that are not finite
+    """
+    if bool(th.isfinite(th.stack(list(losses.values()))).all()):
+        return
+    values = {name: loss.item() for name, loss in losses.items()}
+    raise ValueError(
+        f"Training has diverged: of the losses {values} of update {n_updates} (environment step {num_timesteps}) not all are "
+        "finite. The networks were not touched by it, and can still be saved. Try a lower learning_rate, a smaller gamma, or "
+        "smaller rewards (VecNormalize), and look at what train/q_policy and train/q_behavior did before in the log."
+    )
+
+
 def check_finite_batch(batch: ReplayBufferSamples | DictReplayBufferSamples, n_updates: int, num_timesteps: int) -> None:
     """
     Stop before NaN or infinite data from the environment reaches the networks, which they would never recover from.

@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import checks, losses, run_state
-from sb3_flowrl.buffers import RecencyReplayBuffer
+from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
@@ -95,6 +95,8 @@ class FlowRL(OffPolicyAlgorithm):
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
     :param precision: "float32", or "bfloat16" to run the networks under bfloat16 autocast in the updates; parameters,
         optimiser state and losses stay in float32
+    :param float64_observations: keep observations that arrive as float64 in float64 in the replay buffer, as SB3 does, at
+        twice the memory. The networks see float32 in any case
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -148,6 +150,7 @@ class FlowRL(OffPolicyAlgorithm):
         matching: str = "action",
         noise_clip: float | None = 1.0,
         precision: str = "float32",
+        float64_observations: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -166,6 +169,7 @@ class FlowRL(OffPolicyAlgorithm):
         self.matching = matching
         self.noise_clip = noise_clip
         self.precision = precision
+        self.float64_observations = float64_observations
         self._generators_before_step: run_state.GeneratorStates | None = None
         self._check_arguments()
         if env is not None:  # it is, while loading a model for prediction only
@@ -227,12 +231,15 @@ class FlowRL(OffPolicyAlgorithm):
             raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
+        observation_space = self.observation_space
+        if not self.float64_observations:
+            self.observation_space = float32_space(observation_space)
         with warnings.catch_warnings():
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
                 # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
                 warnings.filterwarnings("ignore", message="`n_steps=")
             super()._setup_model()
-        self.policy_kwargs = user_policy_kwargs
+        self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
         # Running mean and running var
         self._batch_norm_stats = [
@@ -272,9 +279,13 @@ class FlowRL(OffPolicyAlgorithm):
         for _ in range(gradient_steps):
             batch = self._sample_batch(batch_size)
             noise = self._draw_noise(batch.actions.shape[0])
+            # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
+            steps_actor = self._n_updates % self.policy_delay == 0
+            features = self._actor_features(batch) if steps_actor or self.policy.share_features_extractor else None
 
             # The three losses read only values from before this update: one backward pass serves them all
-            value_losses, q_behavior = self._value_losses(batch, noise)
+            value_losses, q_behavior = self._value_losses(batch, noise, features)
+            checks.check_finite_losses(value_losses, self._n_updates, self.num_timesteps)
             for optimizer in value_optimizers:
                 optimizer.zero_grad()
             th.stack(list(value_losses.values())).sum().backward()
@@ -282,9 +293,10 @@ class FlowRL(OffPolicyAlgorithm):
                 optimizer.step()
             _append(logs, value_losses)
 
-            # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
-            if self._n_updates % self.policy_delay == 0:
-                actor_loss, actor_logs = self._actor_loss(batch, noise, q_behavior)
+            if steps_actor:
+                assert features is not None  # for mypy
+                actor_loss, actor_logs = self._actor_loss(batch, noise, features, q_behavior)
+                checks.check_finite_losses({"actor_loss": actor_loss}, self._n_updates, self.num_timesteps)
                 self.actor.optimizer.zero_grad()
                 # The critics pass the gradient on to the actor; their own is not needed
                 actor_loss.backward(inputs=list(self.actor.parameters()))
@@ -308,6 +320,16 @@ class FlowRL(OffPolicyAlgorithm):
     def _autocast(self) -> th.autocast:
         return th.autocast(self.device.type, dtype=th.bfloat16, enabled=PRECISIONS[self.precision])
 
+    def _actor_features(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """
+        One pass through the actor's extractor, for the actor and for all that share it.
+
+        :param batch: replay samples
+        :return: the actor's features of the states, ``(B, features_dim)``
+        """
+        with self._autocast():
+            return self.actor.features(batch.observations)
+
     def _value_targets(self, batch: ReplayBufferSamples, noise: FlowNoise) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         What the three value functions are regressed onto (paper, Eqs. 3, 19 and 18).
@@ -319,9 +341,10 @@ class FlowRL(OffPolicyAlgorithm):
         # For n-step replay, discount factor is gamma**n_steps (when no early termination)
         discounts = batch.discounts if batch.discounts is not None else self.gamma
         with th.no_grad(), self._autocast():
-            next_actions = self.actor.flow(self.actor.features(batch.next_observations), noise.next_action)
+            next_features = self.actor.features(batch.next_observations)
+            next_actions = self.actor.flow(next_features, noise.next_action)
             next_q = losses.clipped_min(self.critic_target(batch.next_observations, next_actions))
-            next_v = self.behavior_value(batch.next_observations)
+            next_v = self.behavior_value.values(self.behavior_value.features(batch.next_observations, next_features))
             best_q = losses.clipped_min(self.behavior_critic_target(batch.observations, batch.actions))
         return (
             losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_q),
@@ -329,19 +352,23 @@ class FlowRL(OffPolicyAlgorithm):
             best_q,
         )
 
-    def _value_losses(self, batch: ReplayBufferSamples, noise: FlowNoise) -> tuple[dict[str, th.Tensor], th.Tensor]:
+    def _value_losses(
+        self, batch: ReplayBufferSamples, noise: FlowNoise, features: th.Tensor | None
+    ) -> tuple[dict[str, th.Tensor], th.Tensor]:
         """
         The losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
 
         :param batch: replay samples, actions scaled to [-1, 1]
         :param noise: the update's random numbers
+        :param features: the actor's features of the states, for value functions that share them
         :return: the three losses by their names in the log, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
         """
         q_targets, behavior_q_targets, v_targets = self._value_targets(batch, noise)
+        obs = batch.observations
         with self._autocast():
-            q_values = self.critic(batch.observations, batch.actions)
-            behavior_q_values = self.behavior_critic(batch.observations, batch.actions)
-            v_values = self.behavior_value(batch.observations)
+            q_values = self.critic.values(self.critic.features(obs, features), batch.actions)
+            behavior_q_values = self.behavior_critic.values(self.behavior_critic.features(obs, features), batch.actions)
+            v_values = self.behavior_value.values(self.behavior_value.features(obs, features))
         value_losses = {
             "critic_loss": losses.critic_loss(q_values, q_targets),
             "behavior_critic_loss": losses.critic_loss(behavior_q_values, behavior_q_targets),
@@ -350,19 +377,21 @@ class FlowRL(OffPolicyAlgorithm):
         return value_losses, losses.clipped_min(behavior_q_values).detach()
 
     def _actor_loss(
-        self, batch: ReplayBufferSamples, noise: FlowNoise, q_behavior: th.Tensor
+        self, batch: ReplayBufferSamples, noise: FlowNoise, features: th.Tensor, q_behavior: th.Tensor
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """
         The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9).
 
         :param batch: replay samples, actions scaled to [-1, 1]
         :param noise: the update's random numbers
+        :param features: the actor's features of the states, ``(B, features_dim)``
         :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
         :return: the loss, and what is logged of it
         """
         with self._autocast():
-            features = self.actor.features(batch.observations)
-            q_policy = losses.clipped_min(self.critic(batch.observations, self.actor.flow(features, noise.action)))
+            with th.no_grad():  # the critic's own extractor has no part in the actor's gradient
+                critic_features = self.critic.features(batch.observations, features)
+            q_policy = losses.clipped_min(self.critic.values(critic_features, self.actor.flow(features, noise.action)))
 
             end_points = MATCHING_SPACES[self.matching](batch.actions)
             base_points = truncate_noise(noise.path, self.actor.noise_clip)

@@ -244,11 +244,14 @@ class _ValueModel(BaseModel):
             create_normed_mlp(input_dim, 1, net_arch, activation_fn, layer_norm, linear_ends) for _ in range(n_networks)
         )
 
-    def features(self, obs: PyTorchObs) -> th.Tensor:
+    def features(self, obs: PyTorchObs, actor_features: th.Tensor | None = None) -> th.Tensor:
         """
         :param obs: observations, ``(B, *obs_shape)``
+        :param actor_features: the actor's features of them, if known, which are ours where the extractor is shared
         :return: the networks' view of them, ``(B, features_dim)``, without gradient where the extractor is the actor's
         """
+        if self.share_features_extractor and actor_features is not None:
+            return actor_features.detach()
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             return self.extract_features(obs, self.features_extractor)
 
@@ -270,7 +273,15 @@ class FlowCritic(_ValueModel):
         :param actions: actions in [-1, 1], ``(B, A)``
         :return: one ``(B, 1)`` tensor of values for each critic network, in float32
         """
-        q_input = th.cat([self.features(obs), actions], dim=1)
+        return self.values(self.features(obs), actions)
+
+    def values(self, features: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param features: features of the observations, ``(B, features_dim)``
+        :param actions: actions in [-1, 1], ``(B, A)``
+        :return: one ``(B, 1)`` tensor of values for each critic network, in float32
+        """
+        q_input = th.cat([features, actions], dim=1)
         return tuple(network(q_input).float() for network in self.networks)
 
 
@@ -286,4 +297,11 @@ class FlowValue(_ValueModel):
         :param obs: observations, ``(B, *obs_shape)``
         :return: values, ``(B, 1)``, in float32
         """
-        return self.networks[0](self.features(obs)).float()
+        return self.values(self.features(obs))
+
+    def values(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: features of the observations, ``(B, features_dim)``
+        :return: values, ``(B, 1)``, in float32
+        """
+        return self.networks[0](features).float()

@@ -82,6 +82,26 @@ def poisoned_model(tensor: str, value: float) -> FlowRL:
     return model
 
 
+def test_a_loss_that_explodes_never_reaches_the_networks():
+    model = make_model().learn(60)
+    model.replay_buffer.rewards[:] = 1e30
+    before = parameters(model)
+    message = rf"diverged: .*'critic_loss': inf.* of update {model._n_updates} \(environment step 60\).* can still be saved"
+    with pytest.raises(ValueError, match=message):
+        model.train(1, batch_size=8)
+    for name, parameter in parameters(model).items():
+        assert th.equal(parameter, before[name]), name
+
+
+def test_an_actor_loss_that_explodes_never_reaches_the_actor():
+    model = make_model(guidance=lambda q_behavior, q_policy, w2_coef: th.full_like(q_policy, th.inf)).learn(30)
+    before = parameters(model)
+    with pytest.raises(ValueError, match=r"'actor_loss': inf.* of update 0 \(environment step 30\)"):
+        model.train(1, batch_size=8)
+    for name, parameter in parameters(model).items():
+        assert not name.startswith("actor") or th.equal(parameter, before[name]), name
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tensor", ["observations", "next_observations", "rewards", "actions"])
 def test_data_that_is_not_finite_never_reaches_the_networks(tensor, value):

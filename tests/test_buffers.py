@@ -1,13 +1,16 @@
-"""Replay that favours the newest transitions."""
+"""Replay that favours the newest transitions, and what is stored."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, RecencyReplayBuffer
+from tests.test_flowrl import assert_same, parameters
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
 ACTION_SPACE = spaces.Box(-1, 1, (1,), dtype=np.float32)
@@ -98,3 +101,46 @@ def test_flowrl_learns_from_it_with_vec_normalize(tmp_path):
     assert samples.observations.abs().max() <= env.clip_obs and samples.rewards.abs().max() <= env.clip_reward
     model.save(tmp_path / "model")
     assert FlowRL.load(tmp_path / "model", env=env).replay_buffer.recent_size == 20
+
+
+# --------------------------------------------------------------------------------------------------- what is stored
+
+
+class Float64Env(gym.Env):
+    """Float64 observations: a vector, or a Dict of them."""
+
+    def __init__(self, space: str):
+        box = spaces.Box(-1.0, 1.0, (17,), dtype=np.float64)
+        self.observation_space = box if space == "Box" else spaces.Dict(dict(a=box, b=box))
+        self.action_space = spaces.Box(-1.0, 1.0, (6,))
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), float(action.sum()), False, False, {}
+
+
+@pytest.mark.parametrize(("space", "policy"), [("Box", "MlpPolicy"), ("Dict", "MultiInputPolicy")])
+def test_float64_observations_are_stored_as_float32_and_train_the_same(space, policy):
+    trained = []
+    for float64_observations, dtype in ((False, np.float32), (True, np.float64)):
+        env = Float64Env(space)
+        kwargs = dict(learning_starts=20, batch_size=8, buffer_size=100, seed=0, policy_kwargs=dict(net_arch=[8]))
+        model = FlowRL(policy, env, float64_observations=float64_observations, **kwargs).learn(40)
+        stored = model.replay_buffer.observations
+        assert {array.dtype for array in ([stored] if space == "Box" else stored.values())} == {np.dtype(dtype)}
+        assert model.observation_space == env.observation_space
+        trained.append(parameters(model))
+    assert_same(*trained)
+
+
+def test_bytes_per_transition_beside_sb3s():
+    sizes = {}
+    for algorithm in (FlowRL, SAC):
+        buffer = algorithm("MlpPolicy", Float64Env("Box"), buffer_size=100, policy_kwargs=dict(net_arch=[8])).replay_buffer
+        sizes[algorithm] = sum(array.nbytes for array in vars(buffer).values() if isinstance(array, np.ndarray)) // 100
+    action_reward_done_timeout = 4 * (6 + 3)
+    assert sizes[FlowRL] == 2 * 17 * 4 + action_reward_done_timeout == 172
+    assert sizes[SAC] == 2 * 17 * 8 + action_reward_done_timeout == 308

@@ -250,7 +250,7 @@ def test_vec_normalize_normalises_what_the_networks_see(monkeypatch):
     model = make_model(env=env, train_freq=2, gradient_steps=-1).learn(200)
     seen = []
     value_losses = model._value_losses
-    monkeypatch.setattr(model, "_value_losses", lambda batch, noise: seen.append(batch) or value_losses(batch, noise))
+    monkeypatch.setattr(model, "_value_losses", lambda *args: seen.append(args[0]) or value_losses(*args))
     model.train(1, batch_size=512)
     assert model.replay_buffer.observations[:, :, 2].max() > 4  # stored as the environment gave them
     assert abs(seen[0].observations.mean()) < 0.5 and 0.5 < seen[0].observations.std() < 1.5
@@ -295,8 +295,8 @@ def test_logs_are_means_over_the_updates_of_a_call(monkeypatch):
     recorder = []
     value_losses = model._value_losses
 
-    def record(batch, noise):
-        result = value_losses(batch, noise)
+    def record(*args):
+        result = value_losses(*args)
         recorder.append(result[0]["critic_loss"].item())
         return result
 
@@ -347,6 +347,23 @@ def test_images_and_dict_observations(policy, share_features_extractor, tmp_path
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
 
 
+# Shared: the states and the next states, and each target's own pass. Separate: an actor's step also needs the actor's
+# features of the states, and the critic's once more, as its extractor has just been stepped.
+@pytest.mark.parametrize(
+    ("share_features_extractor", "steps_actor", "passes"),
+    [(True, True, 4), (True, False, 4), (False, True, 9), (False, False, 7)],
+)
+def test_features_are_extracted_once(share_features_extractor, steps_actor, passes, monkeypatch):
+    extractor = dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=2.0))
+    model = trained_model(policy_kwargs=dict(net_arch=[8], share_features_extractor=share_features_extractor, **extractor))
+    model._n_updates = 0 if steps_actor else 1
+    calls = []
+    forward = ScaleExtractor.forward
+    monkeypatch.setattr(ScaleExtractor, "forward", lambda self, obs: calls.append(obs) or forward(self, obs))
+    model.train(1, batch_size=8)
+    assert len(calls) == passes
+
+
 def test_a_dict_of_observations_that_is_not_finite_is_named():
     model = FlowRL("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), learning_starts=20, buffer_size=100)
     model.learn(20)
@@ -365,7 +382,7 @@ def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     batch, noise = model._sample_batch(64), model._draw_noise(64)
     with th.no_grad(), model._autocast():
         q_behavior = losses.clipped_min(model.critic(batch.observations, batch.actions))
-    return model._actor_loss(batch, noise, q_behavior)
+    return model._actor_loss(batch, noise, model._actor_features(batch), q_behavior)
 
 
 def test_guidance_may_be_a_callable_that_returns_the_final_weights():
@@ -421,7 +438,7 @@ def test_matching_says_what_the_velocity_field_is_regressed_onto(monkeypatch):
     base_points = noise.path.clamp(-0.5, 0.5)
     for matching, end_points in (("action", batch.actions), ("pre_squash", batch.actions.clamp(-0.999, 0.999).atanh())):
         model.matching = matching
-        _, logs = model._actor_loss(batch, noise, th.zeros(64, 1))
+        _, logs = model._actor_loss(batch, noise, model._actor_features(batch), th.zeros(64, 1))
         th.testing.assert_close(logs["flow_matching_loss"], (end_points - base_points).square().mean())
 
 
@@ -475,9 +492,10 @@ def test_bfloat16_gradients_point_where_the_exact_ones_do():
     for precision in ("float32", "bfloat16"):
         model.precision = precision
         model.policy.zero_grad()
-        value_losses, q_behavior = model._value_losses(batch, noise)
+        value_losses, q_behavior = model._value_losses(batch, noise, None)
         sum(value_losses.values()).backward()
-        model._actor_loss(batch, noise, q_behavior)[0].backward(inputs=list(model.actor.parameters()))
+        actor_loss, _ = model._actor_loss(batch, noise, model._actor_features(batch), q_behavior)
+        actor_loss.backward(inputs=list(model.actor.parameters()))
         gradients[precision] = {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
     exact, mixed = gradients["float32"], gradients["bfloat16"]
     assert exact.keys() == mixed.keys()
