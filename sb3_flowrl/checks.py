@@ -23,7 +23,7 @@ class UnsupportedActionSpaceError(ValueError, AssertionError):
 def check_action_space(action_space: spaces.Space) -> None:
     """
     :param action_space: the environment's action space
-    :raises UnsupportedActionSpaceError: if it is not a ``Box`` with finite bounds, low below high
+    :raises UnsupportedActionSpaceError: if it is not a ``Box`` of floating-point numbers with finite bounds, low below high
     """
     if not isinstance(action_space, spaces.Box):
         raise UnsupportedActionSpaceError(
@@ -36,6 +36,19 @@ def check_action_space(action_space: spaces.Space) -> None:
             f"The environment's continuous action space must have finite bounds, but it is {action_space} with "
             f"low={low} and high={high}. Wrap the environment in gymnasium.wrappers.RescaleAction, or give the space bounds."
         )
+    if action_space.dtype not in (np.float16, np.float32, np.float64):
+        raise UnsupportedActionSpaceError(
+            f"The environment's action space {action_space} is not one of floating-point numbers, so that actions scaled to "
+            "[-1, 1] could not be stored. Give it dtype=np.float32, and let the environment round."
+        )
+    if action_space.shape is not None and 0 in action_space.shape:
+        raise UnsupportedActionSpaceError(f"The environment's action space {action_space} holds no action at all.")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(high - low).all():
+            raise UnsupportedActionSpaceError(
+                f"The bounds of the environment's action space {action_space} are so far apart that high - low is infinite. "
+                "Wrap the environment in gymnasium.wrappers.RescaleAction."
+            )
     if not (low < high).all():
         raise UnsupportedActionSpaceError(
             f"Every dimension of the action space must have low < high, but low={low} and high={high}. "

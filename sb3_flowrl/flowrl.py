@@ -2,7 +2,6 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
-import math
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -21,17 +20,15 @@ from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import checks, losses, run_state
+from sb3_flowrl.arguments import ALGORITHM_CHECKS, PRECISIONS, check_arguments, check_combination, check_env
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
-from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS, FlowNoise, draw_noise, straight_path, truncate_noise
+from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, draw_noise, straight_path, truncate_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
-
-#: What ``precision`` may be, and whether the networks run under bfloat16 autocast.
-PRECISIONS = {"float32": False, "bfloat16": True}
 
 
 class FlowRL(OffPolicyAlgorithm):
@@ -171,8 +168,10 @@ class FlowRL(OffPolicyAlgorithm):
         self.precision = precision
         self.float64_observations = float64_observations
         self._generators_before_step: run_state.GeneratorStates | None = None
-        self._check_arguments()
-        if env is not None:  # it is, while loading a model for prediction only
+        if _init_setup_model:  # while loading, the arguments are not yet the model's own
+            check_env(env)
+            check_arguments(ALGORITHM_CHECKS, locals())
+        if env is not None:
             env = maybe_make_env(env, verbose)
             checks.check_action_space(env.action_space)
 
@@ -206,21 +205,9 @@ class FlowRL(OffPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    def _check_arguments(self) -> None:
-        checks.check_positive_int("policy_delay", self.policy_delay)
-        checks.check_positive_int("flow_steps", self.flow_steps)
-        checks.check_choice("ode_solver", self.ode_solver, ODE_SOLVERS)
-        checks.check_number("expectile", self.expectile, lambda x: 0.0 < x < 1.0, "a number strictly between 0 and 1")
-        checks.check_number("w2_coef", self.w2_coef, lambda x: 0.0 <= x < math.inf, "a finite number of at least 0")
-        if not callable(self.guidance):
-            checks.check_choice("guidance", self.guidance, GUIDANCES, or_else=", or pass a callable")
-        checks.check_choice("matching", self.matching, MATCHING_SPACES)
-        if self.noise_clip is not None:
-            checks.check_number("noise_clip", self.noise_clip, lambda x: x > 0.0, "a number above 0, or None not to clip")
-        checks.check_choice("precision", self.precision, PRECISIONS)
-
     def _setup_model(self) -> None:
-        self._check_arguments()  # again, as `load` may have changed them
+        check_arguments(ALGORITHM_CHECKS, vars(self))  # again, as `load` may have changed them
+        check_combination(self.observation_space, self.n_envs, self.n_steps, self.optimize_memory_usage, self.train_freq)
         if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
             raise ValueError(
                 f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -16,11 +17,8 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_flowrl.checks import check_choice, check_positive_int
+from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
-
-#: What ``critic_layout`` may be.
-CRITIC_LAYOUTS = ("mlp", "reference")
 
 
 class FlowActorCriticPolicy(BoundedActionPolicy):
@@ -56,8 +54,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
     :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
-    :raises ValueError: if ``critic_layout`` is unknown, or "reference" for fewer than three hidden layers, if
-        ``activation_fn`` is a dict without ``pi`` and ``qf``, or if ``n_critics`` is less than 1
+    :raises ValueError: if an argument is not what it must be (see ``sb3_flowrl.arguments``), or ``critic_layout`` is
+        "reference" for fewer than three hidden layers
     """
 
     actor: FlowActor
@@ -87,6 +85,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         ode_solver: str = "midpoint",
         noise_clip: float | None = 1.0,
     ):
+        check_arguments(POLICY_CHECKS, locals())
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(fused=True)
 
@@ -109,7 +108,6 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         actor_arch, critic_arch = get_actor_critic_arch(net_arch)
         actor_activation, critic_activation = _split_activations(activation_fn)
         _check_critic_layout(critic_layout, critic_arch)
-        check_positive_int("n_critics", n_critics)
 
         self.net_arch = net_arch
         self.activation_fn = activation_fn
@@ -160,7 +158,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.behavior_critic_target.set_training_mode(False)
 
     def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
-        return self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        try:
+            return self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"optimizer_kwargs={self.optimizer_kwargs} does not suit {self.optimizer_class.__name__}: {error}"
+            ) from error
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -223,13 +226,10 @@ def _split_activations(
 ) -> tuple[type[nn.Module], type[nn.Module]]:
     if not isinstance(activation_fn, dict):
         return activation_fn, activation_fn
-    if set(activation_fn) != {"pi", "qf"}:
-        raise ValueError(f"activation_fn={activation_fn} must have the keys 'pi' and 'qf', like net_arch.")
     return activation_fn["pi"], activation_fn["qf"]
 
 
 def _check_critic_layout(critic_layout: str, critic_arch: list[int]) -> None:
-    check_choice("critic_layout", critic_layout, CRITIC_LAYOUTS)
     if critic_layout == "reference" and len(critic_arch) < 3:
         raise ValueError(
             f"critic_layout='reference' has no activation after its first and its last hidden layer, so with "
@@ -249,6 +249,7 @@ class CnnPolicy(FlowActorCriticPolicy):
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``NatureCNN`` by default.
+    :raises ValueError: if it is that, and the observations are not images
     """
 
     def __init__(
@@ -259,6 +260,15 @@ class CnnPolicy(FlowActorCriticPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
         **kwargs,
     ):
+        images_are_normalized = not kwargs.get("normalize_images", True)
+        if features_extractor_class is NatureCNN and not is_image_space(
+            observation_space, check_channels=False, normalized_image=images_are_normalized
+        ):
+            raise ValueError(
+                f"CnnPolicy takes images, but the observation space is {observation_space}. Images are a Box of three "
+                "dimensions and type uint8 from 0 to 255 (or any with policy_kwargs=dict(normalize_images=False)). For "
+                "vectors use MlpPolicy."
+            )
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )
@@ -272,6 +282,7 @@ class MultiInputPolicy(FlowActorCriticPolicy):
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``CombinedExtractor`` by default.
+    :raises ValueError: if the observation space is not a Dict
     """
 
     def __init__(
@@ -282,6 +293,11 @@ class MultiInputPolicy(FlowActorCriticPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
         **kwargs,
     ):
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"MultiInputPolicy takes Dict observations, but the observation space is {observation_space}. Use MlpPolicy "
+                "or, for images, CnnPolicy."
+            )
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
         )

@@ -278,7 +278,7 @@ def test_state_dict_holds_floating_point_tensors_only():
     [
         (dict(critic_layout="authors"), r"critic_layout='authors' is unknown; choose one of 'mlp', 'reference'"),
         (dict(critic_layout="reference", net_arch=[8, 8]), r"qf=\[8, 8\] the critics would have none"),
-        (dict(activation_fn=dict(pi=nn.ReLU)), r"must have the keys 'pi' and 'qf'"),
+        (dict(activation_fn=dict(pi=nn.ReLU)), r"with the keys 'pi' and 'qf'"),
         (dict(n_critics=0), r"n_critics=0 must be an integer of at least 1"),
     ],
 )

@@ -1,0 +1,231 @@
+"""
+What each argument of ``FlowRL`` and of its policy may be, checked before any work.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_flowrl.checks import check_choice, check_number, check_positive_int
+from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
+from sb3_flowrl.guidance import GUIDANCES
+
+#: What ``precision`` may be, and whether the networks run under bfloat16 autocast.
+PRECISIONS = {"float32": False, "bfloat16": True}
+#: What ``critic_layout`` may be.
+CRITIC_LAYOUTS = ("mlp", "reference")
+
+#: Raises a ValueError with the argument's name and value if the value is not allowed.
+Check = Callable[[str, Any], None]
+
+
+def check_arguments(checks: Mapping[str, Check], arguments: Mapping[str, Any]) -> None:
+    """
+    :param checks: :data:`ALGORITHM_CHECKS` or :data:`POLICY_CHECKS`
+    :param arguments: values by the argument's name; those that have no check are left alone
+    :raises ValueError: naming the first that is not allowed, what it is, and what it may be
+    """
+    for name, check in checks.items():
+        if name in arguments:
+            check(name, arguments[name])
+
+
+def _refuse(name: str, value: Any, description: str) -> None:
+    raise ValueError(f"{name}={value!r} must be {description}.")
+
+
+def _is_int(value: Any, at_least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= at_least
+
+
+def _is_class(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
+
+
+def _number(is_valid: Callable[[float], bool], description: str) -> Check:
+    return lambda name, value: check_number(name, value, is_valid, description)
+
+
+def _choice(*choices: str) -> Check:
+    return lambda name, value: check_choice(name, value, choices)
+
+
+def _such_that(is_valid: Callable[[Any], bool], description: str) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not is_valid(value):
+            _refuse(name, value, description)
+
+    return check
+
+
+def _check_learning_rate(name: str, value: Any) -> None:
+    at_start = value(1.0) if callable(value) else value
+    description = "a finite number of at least 0, or a function of the remaining progress (from 1 to 0) that returns one"
+    try:
+        check_number(name, at_start, lambda x: 0.0 <= x < math.inf, description)
+    except ValueError:
+        shown = f"{value!r}, which returns {at_start!r} at the start," if callable(value) else f"{value!r}"
+        raise ValueError(f"{name}={shown} must be {description}.") from None
+
+
+def _check_train_freq(name: str, value: Any) -> None:
+    frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
+    if not (_is_int(frequency, 1) and getattr(unit, "value", unit) in ("step", "episode")):
+        _refuse(name, value, 'an integer of at least 1, or a tuple such as (1, "step") or (1, "episode")')
+
+
+def _check_guidance(name: str, value: Any) -> None:
+    if not callable(value):
+        check_choice(name, value, GUIDANCES, or_else=", or pass a callable")
+
+
+def _check_device(name: str, value: Any) -> None:
+    try:
+        if not isinstance(value, (str, th.device)):
+            raise RuntimeError
+        get_device(value)
+    except RuntimeError:
+        _refuse(name, value, 'a device of torch, such as "auto", "cpu" or "cuda"')
+
+
+def _check_optional_dict(name: str, value: Any) -> None:
+    if not (value is None or isinstance(value, Mapping)):
+        _refuse(name, value, "a dict of keyword arguments, or None")
+
+
+def _is_net_arch(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return {"pi", "qf"} <= value.keys() and all(isinstance(value[key], list) and _is_net_arch(value[key]) for key in value)
+    return value is None or (isinstance(value, list) and all(_is_int(width, 1) for width in value))
+
+
+def _is_activation(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.keys() == {"pi", "qf"} and all(_is_class(each, nn.Module) for each in value.values())
+    return value is None or _is_class(value, nn.Module)
+
+
+def _is_optimizer_class(value: Any) -> bool:
+    return _is_class(value, th.optim.Optimizer) and not issubclass(value, th.optim.LBFGS)
+
+
+_check_bool = _such_that(lambda value: isinstance(value, (bool, np.bool_)), "True or False")
+_check_share = _number(lambda x: 0.0 <= x <= 1.0, "a number between 0 and 1")
+
+ALGORITHM_CHECKS: dict[str, Check] = {
+    "policy": _such_that(
+        lambda value: isinstance(value, str) or _is_class(value, BasePolicy),
+        'the name of a policy, such as "MlpPolicy", or a policy class',
+    ),
+    "learning_rate": _check_learning_rate,
+    "buffer_size": check_positive_int,
+    "learning_starts": _such_that(lambda value: _is_int(value, 0), "an integer of at least 0"),
+    "batch_size": check_positive_int,
+    "tau": _check_share,
+    "gamma": _check_share,
+    "train_freq": _check_train_freq,
+    "gradient_steps": _such_that(
+        lambda value: _is_int(value, -1), "an integer of at least 0, or -1 for as many as there were environment steps"
+    ),
+    "action_noise": _such_that(
+        lambda value: value is None or isinstance(value, ActionNoise),
+        "None, or an ActionNoise such as stable_baselines3.common.noise.NormalActionNoise(...)",
+    ),
+    "replay_buffer_class": _such_that(
+        lambda value: value is None or _is_class(value, ReplayBuffer), "None, or a subclass of SB3's ReplayBuffer"
+    ),
+    "replay_buffer_kwargs": _check_optional_dict,
+    "optimize_memory_usage": _check_bool,
+    "n_steps": check_positive_int,
+    "policy_delay": check_positive_int,
+    "flow_steps": check_positive_int,
+    "ode_solver": _choice(*ODE_SOLVERS),
+    "expectile": _number(lambda x: 0.0 < x < 1.0, "a number strictly between 0 and 1"),
+    "w2_coef": _number(lambda x: 0.0 <= x < math.inf, "a finite number of at least 0"),
+    "guidance": _check_guidance,
+    "per_sample": _check_bool,
+    "matching": _choice(*MATCHING_SPACES),
+    "noise_clip": lambda name, value: (
+        None if value is None else check_number(name, value, lambda x: x > 0.0, "a number above 0, or None not to clip")
+    ),
+    "precision": _choice(*PRECISIONS),
+    "float64_observations": _check_bool,
+    "stats_window_size": check_positive_int,
+    "policy_kwargs": _check_optional_dict,
+    "seed": _such_that(
+        lambda value: value is None or (_is_int(value, 0) and value < 2**32), "None, or an integer from 0 to 2**32 - 1"
+    ),
+    "device": _check_device,
+}
+
+POLICY_CHECKS: dict[str, Check] = {
+    "net_arch": _such_that(
+        _is_net_arch, "a list of layer widths, integers of at least 1, such as [256, 256], or a dict(pi=[...], qf=[...])"
+    ),
+    "activation_fn": _such_that(
+        _is_activation, "a class such as nn.ReLU, or, with the keys 'pi' and 'qf' like net_arch, a dict of two"
+    ),
+    "layer_norm": _check_bool,
+    "critic_layout": _choice(*CRITIC_LAYOUTS),
+    "features_extractor_class": _such_that(
+        lambda value: _is_class(value, BaseFeaturesExtractor), "a subclass of SB3's BaseFeaturesExtractor"
+    ),
+    "features_extractor_kwargs": _check_optional_dict,
+    "normalize_images": _check_bool,
+    "optimizer_class": _such_that(
+        _is_optimizer_class, "a class of torch.optim such as torch.optim.Adam, but not LBFGS, which needs a closure"
+    ),
+    "optimizer_kwargs": _check_optional_dict,
+    "n_critics": check_positive_int,
+    "share_features_extractor": _check_bool,
+}
+
+
+def check_env(env: Any) -> None:
+    """
+    :param env: what ``FlowRL`` was given to learn from
+    :raises ValueError: if it is no environment
+    """
+    if not isinstance(env, (str, gym.Env, VecEnv)):
+        _refuse("env", env, 'an environment of gymnasium, a VecEnv, or the id of a registered one, such as "Pendulum-v1"')
+
+
+def check_combination(
+    observation_space: spaces.Space, n_envs: int, n_steps: int, optimize_memory_usage: bool, train_freq: Any
+) -> None:
+    """
+    Check what is allowed by itself but not together.
+
+    :param observation_space: the environment's observation space
+    :param n_envs: number of environments
+    :param n_steps: as given to ``FlowRL``
+    :param optimize_memory_usage: as given to ``FlowRL``
+    :param train_freq: as given to ``FlowRL``
+    :raises ValueError: if something can't be had with something else
+    """
+    if isinstance(observation_space, spaces.Dict):
+        for name, value, off in (("n_steps", n_steps, 1), ("optimize_memory_usage", optimize_memory_usage, False)):
+            if value != off:
+                raise ValueError(f"{name}={value} can't be had with Dict observations. Leave it at {off}, or flatten them.")
+    if optimize_memory_usage and n_steps > 1:
+        raise ValueError(f"optimize_memory_usage=True can't be had with n_steps={n_steps}. Choose one of them.")
+    unit = train_freq[1] if isinstance(train_freq, (tuple, TrainFreq)) else "step"
+    if n_envs > 1 and getattr(unit, "value", unit) == "episode":
+        raise ValueError(
+            f"train_freq={train_freq} counts episodes, which can be done with one environment only, but there are "
+            f"n_envs={n_envs}. Count steps instead, such as train_freq=(1, 'step')."
+        )
