@@ -17,8 +17,8 @@ ACTION_SPACE = spaces.Box(np.array([-2.0, 0.0], dtype=np.float32), np.array([1.0
 NETWORKS = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
 
 
-def make_policy(**kwargs) -> FlowActorCriticPolicy:
-    return FlowActorCriticPolicy(OBS_SPACE, ACTION_SPACE, lambda _: 3e-4, **{"net_arch": [8], **kwargs})
+def make_policy(observation_space: spaces.Space = OBS_SPACE, **kwargs) -> FlowActorCriticPolicy:
+    return FlowActorCriticPolicy(observation_space, ACTION_SPACE, lambda _: 3e-4, **{"net_arch": [8], **kwargs})
 
 
 def layer_names(network: Iterable[nn.Module]) -> list[str]:
@@ -153,6 +153,15 @@ def test_a_shared_features_extractor_is_the_actors_and_learned_from_its_loss_onl
     targets = [policy.critic_target.features_extractor, policy.behavior_critic_target.features_extractor]
     assert shared is not targets[0] is not targets[1] and shared is not targets[1]
     assert all(target.scale == shared.scale for target in targets)
+
+
+@pytest.mark.parametrize(("normalize_images", "brightest"), [(True, 1.0), (False, 255.0)])
+def test_every_network_normalises_images_once_or_not_at_all(normalize_images, brightest):
+    images = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    policy = make_policy(observation_space=images, normalize_images=normalize_images)
+    obs = th.full((2, *images.shape), 255, dtype=th.uint8)
+    for name in NETWORKS:
+        assert getattr(policy, name).features(obs).unique().tolist() == [brightest], name
 
 
 def test_deterministic_prediction_starts_at_the_mode_of_the_noise():
