@@ -52,6 +52,11 @@ def _is_int(value: Any, at_least: int) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
+def _is_plain_int(value: Any, at_least: int) -> bool:
+    """Where SB3 can't do with an integer of numpy's."""
+    return isinstance(value, int) and _is_int(value, at_least)
+
+
 def _is_class(value: Any, base: type) -> bool:
     return isinstance(value, type) and issubclass(value, base)
 
@@ -74,18 +79,18 @@ def _such_that(is_valid: Callable[[Any], bool], description: str) -> Check:
 
 def _check_learning_rate(name: str, value: Any) -> None:
     at_start = value(1.0) if callable(value) else value
-    description = "a finite number of at least 0, or a function of the remaining progress (from 1 to 0) that returns one"
-    try:
-        check_number(name, at_start, lambda x: 0.0 <= x < math.inf, description)
-    except ValueError:
+    description = "a float of at least 0 and finite, or a function of the remaining progress (from 1 to 0) that returns one"
+    # SB3 takes any number from a function, but as a constant only Python's
+    is_number = isinstance(at_start, (numbers.Real if callable(value) else (float, int))) and not isinstance(at_start, bool)
+    if not (is_number and 0.0 <= at_start < math.inf):
         shown = f"{value!r}, which returns {at_start!r} at the start," if callable(value) else f"{value!r}"
-        raise ValueError(f"{name}={shown} must be {description}.") from None
+        raise ValueError(f"{name}={shown} must be {description}.")
 
 
 def _check_train_freq(name: str, value: Any) -> None:
     frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
-    if not (_is_int(frequency, 1) and getattr(unit, "value", unit) in ("step", "episode")):
-        _refuse(name, value, 'an integer of at least 1, or a tuple such as (1, "step") or (1, "episode")')
+    if not (_is_plain_int(frequency, 1) and getattr(unit, "value", unit) in ("step", "episode")):
+        _refuse(name, value, 'an int of at least 1, or a tuple such as (1, "step") or (1, "episode")')
 
 
 def _check_guidance(name: str, value: Any) -> None:
@@ -164,10 +169,10 @@ ALGORITHM_CHECKS: dict[str, Check] = {
     ),
     "precision": _choice(*PRECISIONS),
     "float64_observations": _check_bool,
-    "stats_window_size": check_positive_int,
+    "stats_window_size": _such_that(lambda value: _is_plain_int(value, 1), "an int of at least 1"),
     "policy_kwargs": _check_optional_dict,
     "seed": _such_that(
-        lambda value: value is None or (_is_int(value, 0) and value < 2**32), "None, or an integer from 0 to 2**32 - 1"
+        lambda value: value is None or (_is_plain_int(value, 0) and value < 2**32), "None, or an int from 0 to 2**32 - 1"
     ),
     "device": _check_device,
 }
