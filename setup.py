@@ -29,6 +29,10 @@ class DistributionWithStartupFiles(Distribution):
 
 # What examples/ and benchmarks/ need besides: the progress bar, plots, videos
 examples = ["tqdm", "rich", "matplotlib", "moviepy"]
+# What sb3_flowrl.safe needs
+safe = ["safetensors>=0.4.2"]
+# What sb3_flowrl.export needs
+onnx = ["onnx>=1.18", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
 zoo = [
     "rl_zoo3[plots]>=2.9,<3",
     # What rl_zoo3 imports without asking for it
@@ -66,9 +70,12 @@ setup(
             "mujoco<4",
         ],
         "zoo": zoo,
+        "safe": safe,
+        "onnx": onnx,
         "examples": examples,
         "tests": [
             "pytest",
+            "hypothesis",
             "gymnasium[classic-control]",
             "mypy>=1.9.0,<3",
             "ruff>=0.5.6",
@@ -76,6 +83,8 @@ setup(
             "tensorboard",
             *examples,
             *zoo,
+            *safe,
+            *onnx,
         ],
     },
     classifiers=[

@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayB
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import checks, losses, run_state
+from sb3_flowrl import checks, losses, run_state, safe
 from sb3_flowrl.arguments import ALGORITHM_CHECKS, PRECISIONS, check_arguments, check_combination, check_env
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
@@ -497,6 +497,29 @@ class FlowRL(OffPolicyAlgorithm):
         model = cls.load(path / "model.zip", env=env, device=device, custom_objects=custom_objects)
         run_state.load_run(model, path)
         return model
+
+    def save_policy_safe(self, path: str | Path) -> None:
+        """
+        Save what inference needs in a file without pickles, see ``sb3_flowrl.safe.save_policy_safe``.
+
+        :param path: the file to write, usually ``*.safetensors``
+        :raises ValueError: for what such a file can't hold, such as a features extractor of the user's own
+        :raises ImportError: without safetensors
+        """
+        safe.save_policy_safe(self, path)
+
+    @staticmethod
+    def load_policy_safe(path: str | Path, device: th.device | str = "auto") -> FlowActor:
+        """
+        Load a policy for inference without unpickling anything, see ``sb3_flowrl.safe.load_policy_safe``.
+
+        :param path: the file that ``save_policy_safe`` wrote
+        :param device: Device on which the policy should be loaded.
+        :return: the actor, with SB3's ``predict``
+        :raises PolicyFileError: if the file is not, or no longer, what ``save_policy_safe`` wrote
+        :raises ImportError: without safetensors
+        """
+        return safe.load_policy_safe(path, device)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
