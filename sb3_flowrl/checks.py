@@ -20,6 +20,12 @@ class UnsupportedActionSpaceError(ValueError, AssertionError):
     """
 
 
+class UnsupportedObservationSpaceError(ValueError, AssertionError):
+    """
+    The policy can't work with the observation space. Also an ``AssertionError``, which is what SB3's own policies raise.
+    """
+
+
 def check_action_space(action_space: spaces.Space) -> None:
     """
     :param action_space: the environment's action space

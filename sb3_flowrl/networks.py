@@ -281,7 +281,7 @@ class FlowCritic(_ValueModel):
         :param actions: actions in [-1, 1], ``(B, A)``
         :return: one ``(B, 1)`` tensor of values for each critic network, in float32
         """
-        q_input = th.cat([features, actions], dim=1)
+        q_input = th.cat([features, actions.float()], dim=1)  # the replay buffer may hold half-precision actions
         return tuple(network(q_input).float() for network in self.networks)
 
 

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
+from sb3_flowrl.checks import UnsupportedObservationSpaceError
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
 
 
@@ -249,7 +250,7 @@ class CnnPolicy(FlowActorCriticPolicy):
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``NatureCNN`` by default.
-    :raises ValueError: if it is that, and the observations are not images
+    :raises UnsupportedObservationSpaceError: if it is that, and the observations are not images
     """
 
     def __init__(
@@ -264,7 +265,7 @@ class CnnPolicy(FlowActorCriticPolicy):
         if features_extractor_class is NatureCNN and not is_image_space(
             observation_space, check_channels=False, normalized_image=images_are_normalized
         ):
-            raise ValueError(
+            raise UnsupportedObservationSpaceError(
                 f"CnnPolicy takes images, but the observation space is {observation_space}. Images are a Box of three "
                 "dimensions and type uint8 from 0 to 255 (or any with policy_kwargs=dict(normalize_images=False)). For "
                 "vectors use MlpPolicy."
@@ -282,7 +283,7 @@ class MultiInputPolicy(FlowActorCriticPolicy):
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``CombinedExtractor`` by default.
-    :raises ValueError: if the observation space is not a Dict
+    :raises UnsupportedObservationSpaceError: if the observation space is not a Dict
     """
 
     def __init__(
@@ -294,7 +295,7 @@ class MultiInputPolicy(FlowActorCriticPolicy):
         **kwargs,
     ):
         if not isinstance(observation_space, spaces.Dict):
-            raise ValueError(
+            raise UnsupportedObservationSpaceError(
                 f"MultiInputPolicy takes Dict observations, but the observation space is {observation_space}. Use MlpPolicy "
                 "or, for images, CnnPolicy."
             )
