@@ -254,7 +254,7 @@ class FlowRL(OffPolicyAlgorithm):
 
         :param gradient_steps: number of updates
         :param batch_size: samples in each update
-        :raises ValueError: if a sample holds a value that is not finite, before it reaches the networks
+        :raises ValueError: if a sample or a loss is not finite, before it reaches the networks
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
