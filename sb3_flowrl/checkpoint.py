@@ -41,7 +41,7 @@ def write_checkpoint(folder: str | Path, num_timesteps: int, files: dict[str, Fi
     :param folder: where the checkpoints are; made if need be. One process at a time may write to it
     :param num_timesteps: environment steps done, for the name
     :param files: what writes each file
-    :param keep: how many of the newest checkpoints stay, this one included
+    :param keep: how many of the newest checkpoints stay, this one included, at least 1
     :return: the checkpoint's own folder
     :raises CheckpointError: if the disk is full, the folder read-only, or the like
     """

@@ -468,6 +468,7 @@ class FlowRL(OffPolicyAlgorithm):
         :param keep: how many of the newest checkpoints stay
         :return: the new checkpoint's own folder
         :raises CheckpointError: if it can't be written; older ones stay as they are
+        :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
         """
         return run_state.save_run(self, folder, keep)
 

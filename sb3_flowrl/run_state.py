@@ -40,6 +40,7 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_flowrl.checkpoint import FileWriter, write_checkpoint
+from sb3_flowrl.checks import check_positive_int
 
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
@@ -403,7 +404,14 @@ def save_run(model: "FlowRL", folder: str | Path, keep: int) -> Path:
     :param folder: where the checkpoints are
     :param keep: how many of them stay
     :return: the checkpoint's own folder
+    :raises ValueError: if the model has no environment or no replay buffer, as one that was loaded for prediction
     """
+    if model.env is None or model.replay_buffer is None:
+        raise ValueError(
+            "A checkpoint is of a run, but this model has no environment to run in. Give it one with `set_env`, or, if it is "
+            "only to be used for prediction, use `save`."
+        )
+    check_positive_int("keep", keep)  # before the environment is touched
     state = begin_episodes(model)
     # In memory first: so much is small, and a disk that is full shows itself as the OSError that it is
     networks = io.BytesIO()

@@ -383,6 +383,16 @@ def test_a_read_only_folder(tmp_path):
         subprocess.run(["umount", folder], check=True) if os.geteuid() == 0 else folder.chmod(0o755)
 
 
+def test_what_is_no_run_or_keeps_nothing_is_refused_before_any_work(tmp_path):
+    model = make_model()
+    with pytest.raises(ValueError, match="keep=0 must be an integer of at least 1"):
+        model.save_checkpoint(tmp_path / "run", keep=0)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="this model has no environment to run in"):
+        FlowRL.load(tmp_path / "model").save_checkpoint(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("argument", [dict(save_freq=0), dict(save_freq=10, keep=0)])
 def test_callback_arguments(argument, tmp_path):
     with pytest.raises(ValueError, match="must be an integer of at least 1"):
