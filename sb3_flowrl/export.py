@@ -65,7 +65,7 @@ def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.Path
     """
     Write the policy as an ONNX file. Its inputs are ``observation``, ``(B, *obs_shape)``, of the observation space's type, but
     float32 for floating-point numbers, or for a Dict space one such input under each key; and ``noise``, ``(B, A)``, float32:
-    zeros for the deterministic action, standard normal samples for a stochastic one. Its output is ``action``,
+    standard normal samples for a stochastic action, left out for the deterministic one. Its output is ``action``,
     ``(B, *action_shape)``.
 
     :param policy_or_model: a ``FlowRL`` model, its policy, or its actor
@@ -90,11 +90,37 @@ def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.Path
             verbose=False,
         )
     assert program is not None  # for mypy
-    graph = program.model_proto.graph
+    model = program.model_proto  # made anew by each access
+    graph = model.graph
+    _make_noise_optional(graph, names[0], actor.action_dim)
     inner_names = {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node))
     if taken := sorted(inner_names.intersection(names)):
         raise ValueError(f"The keys {taken} of the observation space are names of the ONNX graph's own. Rename these keys.")
-    write_atomically(path, program.model_proto.SerializeToString())
+    write_atomically(path, model.SerializeToString())
+
+
+def _make_noise_optional(graph: Any, observation_name: str, action_dim: int) -> None:
+    """
+    Let the noise default to zeros, one row of which serves all observations. torch's exporter knows no defaults.
+
+    :param graph: the ONNX graph, which is changed
+    :param observation_name: an input that tells the number of observations
+    :param action_dim: A
+    """
+    from onnx import helper, numpy_helper
+
+    for node in graph.node:
+        node.input[:] = ["noise_of_each" if name == "noise" else name for name in node.input]
+    repeat_noise = [
+        helper.make_node("Shape", [observation_name], ["noise_rows"], start=0, end=1),
+        helper.make_node("Concat", ["noise_rows", "noise_columns"], ["noise_shape"], axis=0),
+        helper.make_node("Expand", ["noise", "noise_shape"], ["noise_of_each"]),
+    ]
+    for index, node in enumerate(repeat_noise):
+        graph.node.insert(index, node)
+    graph.initializer.append(numpy_helper.from_array(np.array([action_dim]), "noise_columns"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, action_dim), dtype=np.float32), "noise"))  # the default
+    graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "noise_batch"
 
 
 def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike) -> float:

@@ -53,7 +53,8 @@ def test_the_file_gives_the_actions_of_predict(path, kwargs):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     space = policy.observation_space
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
-    assert [node.name for node in session.get_inputs()] == [*keys, "noise"]
+    assert [node.name for node in session.get_inputs()] == keys
+    assert [(node.name, node.shape) for node in session.get_overridable_initializers()] == [("noise", ["noise_batch", 2])]
     assert all(node.shape[0] == "batch" for node in session.get_inputs() + session.get_outputs())
     for n in (1, 1000):
         obs = sample(space, n)
@@ -66,6 +67,9 @@ def test_the_file_gives_the_actions_of_predict(path, kwargs):
             actions = session.run(["action"], {**inputs, "noise": noise.numpy()})[0]
             assert actions.shape == expected.shape and actions.dtype == expected.dtype
             np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
+        # Without noise it is zeros, and one row of it serves all observations
+        one_row = {**inputs, "noise": np.zeros((1, 2), dtype=np.float32)}
+        np.testing.assert_array_equal(session.run(None, inputs)[0], session.run(None, one_row)[0])
     assert largest_difference(policy, path) < 1e-5
     with th.no_grad():
         policy.actor.velocity_net[-1].bias += 1e-3
