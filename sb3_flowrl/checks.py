@@ -129,8 +129,8 @@ def check_finite_losses(losses: dict[str, th.Tensor], n_updates: int, num_timest
     values = {name: loss.item() for name, loss in losses.items()}
     raise ValueError(
         f"Training has diverged: of the losses {values} of update {n_updates} (environment step {num_timesteps}) not all are "
-        "finite. The networks were not touched by it, and can still be saved. Try a lower learning_rate, a smaller gamma, or "
-        "smaller rewards (VecNormalize), and look at what train/q_policy and train/q_behavior did before in the log."
+        "finite. No network took a step from such a loss, so all can still be saved. Try a lower learning_rate, smaller gamma "
+        "or rewards (VecNormalize), and look at what train/q_policy and train/q_behavior did before in the log."
     )
 
 
