@@ -33,6 +33,20 @@ examples = ["tqdm", "rich", "matplotlib", "moviepy"]
 safe = ["safetensors>=0.4.2"]
 # What sb3_flowrl.export needs
 onnx = ["onnx>=1.18", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
+mujoco = [
+    "gymnasium[mujoco]",
+    # gymnasium's -v4 and -v5 tasks are made for MuJoCo 2 and 3
+    "mujoco<4",
+]
+# What sb3_flowrl.envs needs for the DeepMind Control Suite, and HumanoidBench beside its checkout
+dmc = [
+    "shimmy[dm-control]>=2.0.1,<3",
+    "dm_control>=1.0.50",
+    # dm_control 1.0.50 asks for 3.17 or newer, and with 4.0 none of its tasks loads (`flex_vertedge`)
+    "mujoco<4",
+]
+# Caps gymnasium below 1.3, with which all the others work too
+myosuite = ["myosuite>=3,<4", "mujoco<4"]
 zoo = [
     "rl_zoo3[plots]>=2.9,<3",
     # What rl_zoo3 imports without asking for it
@@ -64,11 +78,10 @@ setup(
         "gymnasium",
     ],
     extras_require={
-        "mujoco": [
-            "gymnasium[mujoco]",
-            # gymnasium's -v4 and -v5 tasks are made for MuJoCo 2 and 3
-            "mujoco<4",
-        ],
+        "mujoco": mujoco,
+        "dmc": dmc,
+        "myosuite": myosuite,
+        "all-envs": [*mujoco, *dmc, *myosuite],
         "zoo": zoo,
         "safe": safe,
         "onnx": onnx,
@@ -76,6 +89,7 @@ setup(
         "tests": [
             "pytest",
             "hypothesis",
+            "sb3-contrib",  # what benchmarks/ compare with
             "gymnasium[classic-control]",
             "mypy>=1.9.0,<3",
             "ruff>=0.5.6",

@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from sb3_flowrl import FlowRL, zoo
 from sb3_flowrl.zoo.search_space import convert_flowrl_params, sample_flowrl_params
+from tests import paper_tasks
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["learning_starts:100", "policy_kwargs:dict(net_arch=[16])", "buffer_size:5000"]
@@ -139,6 +140,7 @@ def test_hyperparams_file_lists_the_environments_it_should():
     tasks = "InvertedPendulum InvertedDoublePendulum Hopper HalfCheetah Walker2d Ant Swimmer Humanoid".split()
     expected = {f"{task}-{version}" for task in tasks for version in ("v4", "v5")}
     expected |= {"default", "Pendulum-v1", "BipedalWalker-v3", "LunarLanderContinuous-v3"}
+    expected |= {*paper_tasks.ALL, "dmc/walker-walk-v0"}
     assert set(entries) == expected
     for name, shared_entry in entries.items():
         entry = dict(shared_entry)
