@@ -9,7 +9,8 @@ Plot and tabulate all runs of a folder::
 
     python benchmarks/learning_curves.py report --results benchmarks/results/halfcheetah
 
-Both algorithms: networks 256x2, 5 000 random first steps, one update a step, everything else at its default.
+All: networks 256x2, 5 000 random first steps, one update a step, everything else at its default (``flowrl-fast``: FlowRL at
+its fastest setting).
 Each evaluation plays 10 episodes deterministically and 10 stochastically in an environment of its own, whose random numbers
 leave those of the training untouched. The runs use one thread each.
 """
@@ -35,7 +36,12 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_flowrl import FlowRL
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"flowrl": FlowRL, "sac": SAC}
+#: What each run differs in
+ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
+    "flowrl": (FlowRL, {}),
+    "flowrl-fast": (FlowRL, dict(precision="bfloat16", compile=True)),
+    "sac": (SAC, {}),
+}
 MODES = {"deterministic": True, "stochastic": False}
 RESULTS = Path(__file__).parent / "results" / "halfcheetah"
 
@@ -87,7 +93,8 @@ class EvaluateBothWays(BaseCallback):
 
 
 def run(args: argparse.Namespace) -> None:
-    path = args.results / f"{args.env}_{args.algo}_seed{args.seed}.json"
+    env_name = args.env.split(":")[-1].replace("/", "-")  # of an id such as sb3_flowrl.envs:dmc/walker-walk-v0
+    path = args.results / f"{env_name}_{args.algo}_seed{args.seed}.json"
     if path.exists() and json.loads(path.read_text())["finished"]:
         print(f"{path} is finished; delete it to run it again.")
         return
@@ -106,7 +113,8 @@ def run(args: argparse.Namespace) -> None:
         threads=th.get_num_threads(),
     )
     arguments: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[256, 256]), learning_starts=5_000)
-    model = ALGORITHMS[args.algo]("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments)
+    algorithm, own_arguments = ALGORITHMS[args.algo]
+    model = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments, **own_arguments)
     model.learn(args.steps, callback=EvaluateBothWays(record, path, args.env, args.eval_freq, args.episodes))
 
 

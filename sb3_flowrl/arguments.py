@@ -23,9 +23,8 @@ from torch import nn
 from sb3_flowrl.checks import check_choice, check_number, check_positive_int
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
 from sb3_flowrl.guidance import GUIDANCES
+from sb3_flowrl.update import PRECISIONS
 
-#: What ``precision`` may be, and whether the networks run under bfloat16 autocast.
-PRECISIONS = {"float32": False, "bfloat16": True}
 #: What ``critic_layout`` may be.
 CRITIC_LAYOUTS = ("mlp", "reference")
 
@@ -168,6 +167,10 @@ ALGORITHM_CHECKS: dict[str, Check] = {
         None if value is None else check_number(name, value, lambda x: x > 0.0, "a number above 0, or None not to clip")
     ),
     "precision": _choice(*PRECISIONS),
+    "compile": _such_that(
+        lambda value: isinstance(value, (bool, np.bool_)) or (isinstance(value, str) and value == "auto"),
+        '"auto", True or False',
+    ),
     "float64_observations": _check_bool,
     "stats_window_size": _such_that(lambda value: _is_plain_int(value, 1), "an int of at least 1"),
     "policy_kwargs": _check_optional_dict,

@@ -5,7 +5,7 @@ Checks of what users and environments hand in, each with an error that says what
 import math
 import numbers
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,22 +115,40 @@ def whole_number(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def check_finite_losses(losses: dict[str, th.Tensor], n_updates: int, num_timesteps: int) -> None:
+def check_learning_rate(learning_rate: Any, progress_remaining: float) -> None:
     """
-    Stop before a loss that has exploded reaches the networks, which would never recover from it.
+    A schedule is checked at its start only, before any work.
 
-    :param losses: scalars by their names in the log
-    :param n_updates: updates done so far, for the message
-    :param num_timesteps: environment steps done so far, for the message
-    :raises ValueError: naming the losses that are not finite
+    :param learning_rate: what it returned
+    :param progress_remaining: what for
+    :raises ValueError: if it is not a finite number of at least 0
     """
-    if bool(th.isfinite(th.stack(list(losses.values()))).all()):
+    if not (isinstance(learning_rate, numbers.Real) and 0.0 <= float(learning_rate) < math.inf):
+        raise ValueError(
+            f"The schedule given as learning_rate returned {learning_rate!r} for progress_remaining={progress_remaining}. It "
+            "must return a finite number of at least 0, from 1 (the start of learning) to 0 (its end)."
+        )
+
+
+def check_finite_losses(losses: Mapping[str, Sequence[float]], n_updates: int, num_timesteps: int) -> None:
+    """
+    Say that a loss has exploded.
+
+    :param losses: the values of each loss in the updates of one call of ``train``, by its name in the log
+    :param n_updates: updates done before that call, for the message
+    :param num_timesteps: environment steps done so far, for the message
+    :raises ValueError: naming the losses that are not finite, and what they are
+    """
+    bad = {name: [value for value in values if not math.isfinite(value)] for name, values in losses.items()}
+    if not any(bad.values()):
         return
-    values = {name: loss.item() for name, loss in losses.items()}
+    shown = ", ".join(f"{len(bad[name])} of {len(losses[name])} of {name} ({bad[name][0]})" for name in bad if bad[name])
+    n_last = n_updates + max(map(len, losses.values()))
     raise ValueError(
-        f"Training has diverged: of the losses {values} of update {n_updates} (environment step {num_timesteps}) not all are "
-        "finite. No network took a step from such a loss, so all can still be saved. Try a lower learning_rate, smaller gamma "
-        "or rewards (VecNormalize), and look at what train/q_policy and train/q_behavior did before in the log."
+        f"Training has diverged: of the losses of updates {n_updates + 1} to {n_last} (environment step {num_timesteps}), "
+        f"{shown} are not finite. No network took a step from such a loss, so all can still be saved. Try a lower "
+        "learning_rate, smaller gamma or rewards (VecNormalize), and look at what train/q_policy and train/q_behavior did "
+        "before in the log."
     )
 
 
@@ -138,7 +156,7 @@ def check_finite_batch(batch: ReplayBufferSamples | DictReplayBufferSamples, n_u
     """
     Stop before NaN or infinite data from the environment reaches the networks, which they would never recover from.
 
-    :param batch: the samples of one update
+    :param batch: the samples of one update or of several
     :param n_updates: updates done so far, for the message
     :param num_timesteps: environment steps done so far, for the message
     :raises ValueError: naming the first tensor that holds a value that is not finite
@@ -146,12 +164,22 @@ def check_finite_batch(batch: ReplayBufferSamples | DictReplayBufferSamples, n_u
     for name, values in batch._asdict().items():
         tensors = {f"{name}[{key!r}]": value for key, value in values.items()} if isinstance(values, dict) else {name: values}
         for full_name, tensor in tensors.items():
-            if tensor is None or not tensor.is_floating_point() or bool(th.isfinite(tensor).all()):
+            if tensor is None or not tensor.is_floating_point() or _is_finite(tensor):
                 continue
             bad = tensor[~th.isfinite(tensor)].flatten()
+            cause = (
+                "the policy itself: its networks have diverged (try a lower learning_rate), or action_noise is not finite"
+                if name == "actions"
+                else "the environment (wrap it in stable_baselines3.common.vec_env.VecCheckNan to catch it at the step where "
+                "it arises)"
+            )
             raise ValueError(
                 f"`{full_name}` of the replay sample for update {n_updates} (environment step {num_timesteps}) holds "
                 f"{bad.numel()} value(s) that are not finite, the first being {bad[0].item()}. The networks were not "
-                "touched by it. Look for the cause in the environment (wrap it in "
-                "stable_baselines3.common.vec_env.VecCheckNan to catch it at the step where it arises)."
+                f"touched by it. Look for the cause in {cause}."
             )
+
+
+def _is_finite(tensor: th.Tensor) -> bool:
+    # A sum that is finite has finite terms only, and is many times faster; one that is not may just have overflowed
+    return math.isfinite(tensor.sum().item()) or bool(th.isfinite(tensor).all())

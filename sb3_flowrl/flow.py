@@ -42,12 +42,8 @@ def draw_noise(batch_size: int, action_dim: int, device: th.device) -> FlowNoise
     :param device: where the tensors live
     :return: the random numbers, not yet truncated (see :func:`truncate_noise`)
     """
-    return FlowNoise(
-        path=th.randn(batch_size, action_dim, device=device),
-        next_action=th.randn(batch_size, action_dim, device=device),
-        action=th.randn(batch_size, action_dim, device=device),
-        time=th.rand(batch_size, 1, device=device),
-    )
+    path, next_action, action = th.randn(3, batch_size, action_dim, device=device).unbind()
+    return FlowNoise(path, next_action, action, time=th.rand(batch_size, 1, device=device))
 
 
 def truncate_noise(noise: th.Tensor, noise_clip: float | None) -> th.Tensor:

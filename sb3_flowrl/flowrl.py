@@ -3,7 +3,7 @@ FlowRL as a Stable-Baselines3 algorithm.
 """
 
 import warnings
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,20 +15,26 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, ReplayBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import checks, losses, run_state, safe
-from sb3_flowrl.arguments import ALGORITHM_CHECKS, PRECISIONS, check_arguments, check_combination, check_env
+from sb3_flowrl import checks, run_state, safe, update
+from sb3_flowrl.arguments import ALGORITHM_CHECKS, check_arguments, check_combination, check_env
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
-from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, draw_noise, straight_path, truncate_noise
+from sb3_flowrl.compilation import MaybeCompiled
+from sb3_flowrl.flow import FlowNoise, draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
+from sb3_flowrl.replay import Batch, sample_batches
+from sb3_flowrl.step import step
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
+
+#: With ``compile="auto"`` a CPU compiles from this update on: shorter runs end before compiling has paid for itself.
+AUTO_COMPILE_UPDATES = 10_000
 
 
 class FlowRL(OffPolicyAlgorithm):
@@ -90,8 +96,11 @@ class FlowRL(OffPolicyAlgorithm):
         squashed, onto the stored action itself, as the authors' code does; "pre_squash" onto atanh of the action (clipped to
         ±0.999), so that a perfect match plays the stored action
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
-    :param precision: "float32", or "bfloat16" to run the networks under bfloat16 autocast in the updates; parameters,
+    :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
+        TF32 on CUDA, see ``update.matmul_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
         optimiser state and losses stay in float32
+    :param compile: whether the updates run through ``torch.compile`` (on CUDA in CUDA graphs), which takes up to a minute at
+        the first of them. "auto" compiles at once on CUDA, and on a CPU from update 10 000 on
     :param float64_observations: keep observations that arrive as float64 in float64 in the replay buffer, as SB3 does, at
         twice the memory. The networks see float32 in any case
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -147,6 +156,7 @@ class FlowRL(OffPolicyAlgorithm):
         matching: str = "action",
         noise_clip: float | None = 1.0,
         precision: str = "float32",
+        compile: bool | str = "auto",
         float64_observations: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -166,6 +176,7 @@ class FlowRL(OffPolicyAlgorithm):
         self.matching = matching
         self.noise_clip = noise_clip
         self.precision = precision
+        self.compile = compile
         self.float64_observations = float64_observations
         self._generators_before_step: run_state.GeneratorStates | None = None
         if _init_setup_model:  # while loading, the arguments are not yet the model's own
@@ -228,6 +239,9 @@ class FlowRL(OffPolicyAlgorithm):
             super()._setup_model()
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
+        self._cuda_graphs = self.device.type == "cuda"
+        self._compilable_value_losses = MaybeCompiled(update.value_losses, self._cuda_graphs)
+        self._compilable_actor_loss = MaybeCompiled(update.actor_loss, self._cuda_graphs)
         # Running mean and running var
         self._batch_norm_stats = [
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
@@ -254,176 +268,130 @@ class FlowRL(OffPolicyAlgorithm):
 
         :param gradient_steps: number of updates
         :param batch_size: samples in each update
-        :raises ValueError: if a sample or a loss is not finite, before it reaches the networks
+        :raises ValueError: if a sample or a loss is not finite; no network takes a step from it
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         # Update learning rate according to lr schedule
         value_optimizers = [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
         self._update_learning_rate([self.actor.optimizer, *value_optimizers])
+        checks.check_learning_rate(self.actor.optimizer.param_groups[0]["lr"], self._current_progress_remaining)
 
-        logs: dict[str, list[th.Tensor]] = defaultdict(list)
-        for _ in range(gradient_steps):
-            batch = self._sample_batch(batch_size)
-            noise = self._draw_noise(batch.actions.shape[0])
-            # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
-            steps_actor = self._n_updates % self.policy_delay == 0
-            features = self._actor_features(batch) if steps_actor or self.policy.share_features_extractor else None
+        value_logs: list[th.Tensor] = []
+        actor_logs: list[th.Tensor] = []
+        n_updates_before = self._n_updates
+        has_diverged = th.zeros((), device=self.device)  # looked at when all updates are done
+        with update.matmul_precision(self.precision, self.device):
+            for batch in self._sample_batches(gradient_steps, batch_size):
+                if self._cuda_graphs:
+                    th.compiler.cudagraph_mark_step_begin()
+                noise = self._draw_noise(batch_size)
+                # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
+                steps_actor = self._n_updates % self.policy_delay == 0
+                features = self._actor_features(batch) if steps_actor or self.policy.share_features_extractor else None
 
-            # The three losses read only values from before this update: one backward pass serves them all
-            value_losses, q_behavior = self._value_losses(batch, noise, features)
-            checks.check_finite_losses(value_losses, self._n_updates, self.num_timesteps)
-            for optimizer in value_optimizers:
-                optimizer.zero_grad()
-            th.stack(list(value_losses.values())).sum().backward()
-            for optimizer in value_optimizers:
-                optimizer.step()
-            _append(logs, value_losses)
+                # The three losses read only values from before this update: one backward pass serves them all
+                loss, logs, q_behavior = self._value_losses(batch, noise, features)
+                value_logs.append(logs.clone())
+                has_diverged = step(value_optimizers, loss, has_diverged)
 
-            if steps_actor:
-                assert features is not None  # for mypy
-                actor_loss, actor_logs = self._actor_loss(batch, noise, features, q_behavior)
-                checks.check_finite_losses({"actor_loss": actor_loss}, self._n_updates, self.num_timesteps)
-                self.actor.optimizer.zero_grad()
-                # The critics pass the gradient on to the actor; their own is not needed
-                actor_loss.backward(inputs=list(self.actor.parameters()))
-                self.actor.optimizer.step()
-                _append(logs, actor_logs)
-                self._update_targets()
+                if steps_actor:
+                    assert features is not None  # for mypy
+                    loss, logs = self._actor_loss(batch, noise, features, q_behavior)
+                    actor_logs.append(logs.clone())
+                    has_diverged = step([self.actor.optimizer], loss, has_diverged)
+                    self._update_targets(self.tau * (1.0 - has_diverged))
 
-            self._n_updates += 1
+                self._n_updates += 1
 
-        self._record(logs)
+        self._record(value_logs, actor_logs, n_updates_before)
 
-    def _sample_batch(self, batch_size: int) -> ReplayBufferSamples:
+    def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[Batch]:
         assert self.replay_buffer is not None  # for mypy
-        batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-        checks.check_finite_batch(batch, self._n_updates, self.num_timesteps)
-        return batch
+        return sample_batches(
+            self.replay_buffer,
+            gradient_steps,
+            batch_size,
+            self._vec_normalize_env,
+            self.device,
+            lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
+        )
 
     def _draw_noise(self, batch_size: int) -> FlowNoise:
         return draw_noise(batch_size, self.actor.action_dim, self.device)
 
-    def _autocast(self) -> th.autocast:
-        return th.autocast(self.device.type, dtype=th.bfloat16, enabled=PRECISIONS[self.precision])
-
-    def _actor_features(self, batch: ReplayBufferSamples) -> th.Tensor:
+    def _actor_features(self, batch: Batch) -> th.Tensor:
         """
         One pass through the actor's extractor, for the actor and for all that share it.
 
         :param batch: replay samples
         :return: the actor's features of the states, ``(B, features_dim)``
         """
-        with self._autocast():
+        with update.autocast(self.precision, self.device):
             return self.actor.features(batch.observations)
 
-    def _value_targets(self, batch: ReplayBufferSamples, noise: FlowNoise) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        What the three value functions are regressed onto (paper, Eqs. 3, 19 and 18).
-
-        :param batch: replay samples, actions scaled to [-1, 1]
-        :param noise: the update's random numbers
-        :return: the targets of Q_π, Q_β* and V_β*, each ``(B, 1)``, without gradient
-        """
-        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
-        discounts = batch.discounts if batch.discounts is not None else self.gamma
-        with th.no_grad(), self._autocast():
-            next_features = self.actor.features(batch.next_observations)
-            next_actions = self.actor.flow(next_features, noise.next_action)
-            next_q = losses.clipped_min(self.critic_target(batch.next_observations, next_actions))
-            next_v = self.behavior_value.values(self.behavior_value.features(batch.next_observations, next_features))
-            best_q = losses.clipped_min(self.behavior_critic_target(batch.observations, batch.actions))
-        return (
-            losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_q),
-            losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v),
-            best_q,
-        )
-
     def _value_losses(
-        self, batch: ReplayBufferSamples, noise: FlowNoise, features: th.Tensor | None
-    ) -> tuple[dict[str, th.Tensor], th.Tensor]:
-        """
-        The losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
-
-        :param batch: replay samples, actions scaled to [-1, 1]
-        :param noise: the update's random numbers
-        :param features: the actor's features of the states, for value functions that share them
-        :return: the three losses by their names in the log, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
-        """
-        q_targets, behavior_q_targets, v_targets = self._value_targets(batch, noise)
-        obs = batch.observations
-        with self._autocast():
-            q_values = self.critic.values(self.critic.features(obs, features), batch.actions)
-            behavior_q_values = self.behavior_critic.values(self.behavior_critic.features(obs, features), batch.actions)
-            v_values = self.behavior_value.values(self.behavior_value.features(obs, features))
-        value_losses = {
-            "critic_loss": losses.critic_loss(q_values, q_targets),
-            "behavior_critic_loss": losses.critic_loss(behavior_q_values, behavior_q_targets),
-            "value_loss": losses.expectile_loss(v_targets - v_values, self.expectile),
-        }
-        return value_losses, losses.clipped_min(behavior_q_values).detach()
+        self, batch: Batch, noise: FlowNoise, actor_features: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """See ``update.value_losses``, which is given what the networks see of the observations."""
+        with update.autocast(self.precision, self.device):
+            features = self.policy.value_features(batch.observations, batch.next_observations, actor_features)
+        arguments = (self.policy.networks, self._settings(), self._transitions(batch), noise, features)
+        return self._compilable_value_losses(*arguments, compiled=self._compiles_now())
 
     def _actor_loss(
-        self, batch: ReplayBufferSamples, noise: FlowNoise, features: th.Tensor, q_behavior: th.Tensor
-    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """
-        The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9).
+        self, batch: Batch, noise: FlowNoise, features: th.Tensor, q_behavior: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """See ``update.actor_loss``, which is given what the critic sees of the observations."""
+        with update.autocast(self.precision, self.device):
+            critic_features = self.policy.critic_features(batch.observations, features)
+        seen = (features, critic_features, q_behavior)
+        arguments = (self.policy.networks, self._settings(), self._transitions(batch), noise, *seen)
+        return self._compilable_actor_loss(*arguments, compiled=self._compiles_now())
 
-        :param batch: replay samples, actions scaled to [-1, 1]
-        :param noise: the update's random numbers
-        :param features: the actor's features of the states, ``(B, features_dim)``
-        :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
-        :return: the loss, and what is logged of it
-        """
-        with self._autocast():
-            with th.no_grad():  # the critic's own extractor has no part in the actor's gradient
-                critic_features = self.critic.features(batch.observations, features)
-            q_policy = losses.clipped_min(self.critic.values(critic_features, self.actor.flow(features, noise.action)))
+    def _transitions(self, batch: Batch) -> update.Transitions:
+        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
+        discounts = batch.discounts if batch.discounts is not None else th.full_like(batch.rewards, self.gamma)
+        return update.Transitions(batch.actions, batch.rewards, batch.dones, discounts)
 
-            end_points = MATCHING_SPACES[self.matching](batch.actions)
-            base_points = truncate_noise(noise.path, self.actor.noise_clip)
-            points, path_velocities = straight_path(base_points, end_points, noise.time)
-            errors = losses.flow_matching_error(self.actor.velocity(noise.time, features, points), path_velocities)
-
-        weights = self._guidance_weights(q_behavior, q_policy.detach())
-        constraint = losses.weighted_flow_matching_loss(errors, weights, self.per_sample)
-        loss = losses.actor_loss(q_policy, constraint)
-        logs = {
-            "actor_loss": loss,
-            "flow_matching_loss": errors.mean(),
-            "weighted_flow_matching_loss": constraint,
-            "guidance_weight": weights.mean(),
-            "guidance_active": (q_behavior > q_policy).float().mean(),
-            "q_policy": q_policy.mean(),
-            "q_behavior": q_behavior.mean(),
-        }
-        return loss, logs
-
-    def _guidance_weights(self, q_behavior: th.Tensor, q_policy: th.Tensor) -> th.Tensor:
+    def _settings(self) -> update.Settings:
         guidance = GUIDANCES[self.guidance] if isinstance(self.guidance, str) else self.guidance
-        weights = guidance(q_behavior, q_policy, self.w2_coef).detach()
-        if weights.shape != q_policy.shape:
-            raise ValueError(
-                f"guidance={self.guidance} returned weights of shape {tuple(weights.shape)}; it must return one weight a "
-                f"sample, of shape {tuple(q_policy.shape)}, like the values that it is given."
-            )
-        return weights
+        return update.Settings(self.expectile, self.w2_coef, guidance, self.per_sample, self.matching, self.precision)
 
-    def _update_targets(self) -> None:
+    def _compiles_now(self) -> bool:
+        if self.compile == "auto":
+            return self._cuda_graphs or self._n_updates >= AUTO_COMPILE_UPDATES
+        return bool(self.compile)
+
+    def _update_targets(self, tau: th.Tensor) -> None:
         for online, target in self._target_pairs():
-            polyak_update(online.parameters(), target.parameters(), self.tau)
+            update.polyak_average(online, target, tau)
         for online_stats, target_stats in self._batch_norm_stats:
             # Copy running stats, see SB3's GH issue #996
             polyak_update(online_stats, target_stats, 1.0)
 
-    def _record(self, logs: dict[str, list[th.Tensor]]) -> None:
+    def _record(self, value_logs: list[th.Tensor], actor_logs: list[th.Tensor], n_updates_before: int) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if not logs:
+        if not value_logs:
             return
         # One transfer from the device for all of them
-        means = th.stack([th.stack(values).mean() for values in logs.values()]).tolist()
-        for name, mean in zip(logs, means, strict=True):
-            self.logger.record(f"train/{name}", mean)
+        flat = th.cat([*value_logs, *actor_logs]).tolist()
+        n_value_logs = len(value_logs) * len(update.VALUE_LOGS)
+        columns = {name: flat[index : n_value_logs : len(update.VALUE_LOGS)] for index, name in enumerate(update.VALUE_LOGS)}
+        if actor_logs:
+            columns.update(
+                {name: flat[n_value_logs + index :: len(update.ACTOR_LOGS)] for index, name in enumerate(update.ACTOR_LOGS)}
+            )
+        checks.check_finite_losses(
+            {name: values for name, values in columns.items() if name.endswith("_loss")}, n_updates_before, self.num_timesteps
+        )
+        for name, values in columns.items():
+            self.logger.record(f"train/{name}", sum(values) / len(values))
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # The last rollout may go beyond the end, where a linear schedule would give a negative learning rate
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def learn(
         self: SelfFlowRL,
@@ -526,19 +494,15 @@ class FlowRL(OffPolicyAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         assert self.env is not None  # for mypy
-        if isinstance(run_state.base_env(self.env), DummyVecEnv):  # asking other processes at each step would be slow
+        if isinstance(self.env.unwrapped, DummyVecEnv):  # asking other processes at each step would be slow
             self._generators_before_step = run_state.generator_states(self.env)
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
-        return [*super()._excluded_save_params(), *aliases, "_batch_norm_stats", "_generators_before_step"]
+        own = ["_batch_norm_stats", "_generators_before_step", "_compilable_value_losses", "_compilable_actor_loss"]
+        return [*super()._excluded_save_params(), *aliases, *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
         return ["policy", *optimizers], []
-
-
-def _append(logs: dict[str, list[th.Tensor]], values: dict[str, th.Tensor]) -> None:
-    for name, value in values.items():
-        logs[name].append(value.detach())

@@ -5,20 +5,19 @@ Equation numbers are those of Lv et al., "Flow-Based Policy for Online Reinforce
 arXiv 2506.12811), called the paper. B is the batch size and A the number of action dimensions.
 """
 
-from collections.abc import Sequence
+from functools import reduce
 
 import torch as th
-from torch.nn import functional as F
 
 
-def clipped_min(q_values: Sequence[th.Tensor]) -> th.Tensor:
+def clipped_min(q_values: th.Tensor) -> th.Tensor:
     """
     The clipped estimate of a twin critic: the smallest of its values, sample by sample.
 
-    :param q_values: one ``(B, 1)`` tensor for each Q-network
+    :param q_values: values of each Q-network, ``(n_critics, B, 1)``
     :return: their minimum, ``(B, 1)``
     """
-    return th.cat(tuple(q_values), dim=1).min(dim=1, keepdim=True).values
+    return reduce(th.minimum, q_values.unbind())
 
 
 def bootstrap_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
@@ -35,15 +34,15 @@ def bootstrap_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor 
     return rewards + discounts * (1.0 - dones) * next_values
 
 
-def critic_loss(q_values: Sequence[th.Tensor], targets: th.Tensor) -> th.Tensor:
+def critic_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """
     Squared Bellman residual, summed over the Q-networks of a critic (paper, Eq. 3 for Q_π, Eq. 19 for Q_β*).
 
-    :param q_values: one ``(B, 1)`` tensor for each Q-network
+    :param q_values: values of each Q-network, ``(n_critics, B, 1)``
     :param targets: y, ``(B, 1)``, without gradient
     :return: Σ_i mean((Q_i - y)²), a scalar
     """
-    return th.stack([F.mse_loss(q, targets) for q in q_values]).sum()
+    return (q_values - targets).square().mean(dim=(1, 2)).sum()
 
 
 def expectile_loss(errors: th.Tensor, expectile: float) -> th.Tensor:

@@ -14,6 +14,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flowrl.flow import integrate, squash, truncate_noise
+from sb3_flowrl.old_models import stack_state_dict
+from sb3_flowrl.stacked import StackedMLP
 
 
 def create_normed_mlp(
@@ -240,24 +242,25 @@ class _ValueModel(BaseModel):
         self.share_features_extractor = share_features_extractor
         input_dim = features_dim + (get_action_dim(action_space) if self.takes_actions else 0)
         linear_ends = critic_layout == "reference"
-        self.networks = nn.ModuleList(
-            create_normed_mlp(input_dim, 1, net_arch, activation_fn, layer_norm, linear_ends) for _ in range(n_networks)
+        self.networks = StackedMLP(
+            [create_normed_mlp(input_dim, 1, net_arch, activation_fn, layer_norm, linear_ends) for _ in range(n_networks)]
         )
 
-    def features(self, obs: PyTorchObs, actor_features: th.Tensor | None = None) -> th.Tensor:
+    def features(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations, ``(B, *obs_shape)``
-        :param actor_features: the actor's features of them, if known, which are ours where the extractor is shared
         :return: the networks' view of them, ``(B, features_dim)``, without gradient where the extractor is the actor's
         """
-        if self.share_features_extractor and actor_features is not None:
-            return actor_features.detach()
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             return self.extract_features(obs, self.features_extractor)
 
     def own_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters that this model's own loss trains"""
         return list(self.networks.parameters() if self.share_features_extractor else self.parameters())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stack_state_dict(self.networks, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FlowCritic(_ValueModel):
@@ -273,16 +276,16 @@ class FlowCritic(_ValueModel):
         :param actions: actions in [-1, 1], ``(B, A)``
         :return: one ``(B, 1)`` tensor of values for each critic network, in float32
         """
-        return self.values(self.features(obs), actions)
+        return tuple(self.values(self.features(obs), actions))
 
-    def values(self, features: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+    def values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
         :param features: features of the observations, ``(B, features_dim)``
         :param actions: actions in [-1, 1], ``(B, A)``
-        :return: one ``(B, 1)`` tensor of values for each critic network, in float32
+        :return: values of each critic network, ``(n_critics, B, 1)``, in float32
         """
-        q_input = th.cat([features, actions.float()], dim=1)  # the replay buffer may hold half-precision actions
-        return tuple(network(q_input).float() for network in self.networks)
+        # the replay buffer may hold half-precision actions
+        return self.networks(th.cat([features, actions.float()], dim=1))
 
 
 class FlowValue(_ValueModel):
@@ -304,4 +307,4 @@ class FlowValue(_ValueModel):
         :param features: features of the observations, ``(B, features_dim)``
         :return: values, ``(B, 1)``, in float32
         """
-        return self.networks[0](features).float()
+        return self.networks(features)[0]

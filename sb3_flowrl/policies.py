@@ -2,6 +2,7 @@
 The policy of FlowRL, which holds its six networks and their optimisers.
 """
 
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -20,6 +21,8 @@ from torch import nn
 from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
 from sb3_flowrl.checks import UnsupportedObservationSpaceError
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
+from sb3_flowrl.old_models import stack_optimizer_state
+from sb3_flowrl.update import Features, Networks
 
 
 class FlowActorCriticPolicy(BoundedActionPolicy):
@@ -153,6 +156,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
         for model in (self.critic, self.behavior_critic, self.behavior_value):
             model.optimizer = self._make_optimizer(model.own_parameters(), lr_schedule)
+            model.optimizer.register_load_state_dict_pre_hook(partial(stack_optimizer_state, model.networks))
 
         # Target networks should always be in eval mode
         self.critic_target.set_training_mode(False)
@@ -206,6 +210,61 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.actor(observation, deterministic)
+
+    @property
+    def networks(self) -> Networks:
+        """:return: the six networks"""
+        return Networks(
+            self.actor,
+            self.critic,
+            self.critic_target,
+            self.behavior_critic,
+            self.behavior_critic_target,
+            self.behavior_value,
+        )
+
+    def value_features(self, obs: PyTorchObs, next_obs: PyTorchObs, actor_features: th.Tensor | None) -> Features:
+        """
+        What the value functions and their targets see, with gradients for the features extractors that they train.
+
+        :param obs: observations of s, ``(B, *obs_shape)``
+        :param next_obs: observations of s', ``(B, *obs_shape)``
+        :param actor_features: the actor's features of s, ``(B, features_dim)``, if they are known
+        :return: the features
+        """
+        if self._has_one_view():
+            features = self.actor.features(obs) if actor_features is None else actor_features
+            next_features = self.actor.features(next_obs)
+            return Features(features, features, features, features, next_features, next_features, next_features)
+        with th.no_grad():
+            best_features = self.behavior_critic_target.features(obs)
+            next_actor = self.actor.features(next_obs)
+            next_critic = self.critic_target.features(next_obs)
+            next_value = next_actor if self.share_features_extractor else self.behavior_value.features(next_obs)
+        if self.share_features_extractor:
+            shared = self.critic.features(obs) if actor_features is None else actor_features.detach()
+            return Features(shared, shared, shared, best_features, next_actor, next_critic, next_value)
+        critic, behavior_critic = self.critic.features(obs), self.behavior_critic.features(obs)
+        behavior_value = self.behavior_value.features(obs)
+        return Features(critic, behavior_critic, behavior_value, best_features, next_actor, next_critic, next_value)
+
+    def critic_features(self, obs: PyTorchObs, actor_features: th.Tensor) -> th.Tensor:
+        """
+        What Q_π sees in the actor's loss, whose gradient the critic's extractor has no part in.
+
+        :param obs: observations of s, ``(B, *obs_shape)``
+        :param actor_features: the actor's features of s, ``(B, features_dim)``
+        :return: the features of Q_π, ``(B, features_dim)``, without gradient
+        """
+        if self._has_one_view() or self.share_features_extractor:
+            return actor_features.detach()
+        with th.no_grad():
+            return self.critic.features(obs)
+
+    def _has_one_view(self) -> bool:
+        """Whether all networks see the same, as their features extractors only join the parts of an observation."""
+        extractor = self.actor.features_extractor
+        return type(extractor) in (FlattenExtractor, CombinedExtractor) and not extractor.state_dict()
 
     def set_training_mode(self, mode: bool) -> None:
         """

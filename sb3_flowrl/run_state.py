@@ -98,7 +98,7 @@ def generator_states(env: VecEnv) -> GeneratorStates | None:
     :param env: the environments
     :return: the states of their ``np_random``, or None where they have none
     """
-    base = base_env(env)
+    base = env.unwrapped
     if isinstance(base, DummyVecEnv):
         generators = [getattr(each.unwrapped, "np_random", None) for each in base.envs]
     else:
@@ -115,7 +115,7 @@ def restore_generator_states(env: VecEnv, states: GeneratorStates) -> None:
     :param env: the environments
     :param states: what :func:`generator_states` returned
     """
-    base = base_env(env)
+    base = env.unwrapped
     for index, state in enumerate(states):
         if isinstance(base, DummyVecEnv):
             # In place, as parts of the environment may share the generator
@@ -139,16 +139,6 @@ def wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
         env = env.venv
 
 
-def base_env(env: VecEnv) -> VecEnv:
-    """
-    :param env: the environments
-    :return: them without their wrappers
-    """
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    return env
-
-
 def wrapper_states(env: VecEnv) -> list[tuple[str, dict[str, Any]]]:
     """
     :param env: the environments
@@ -170,7 +160,7 @@ def warn_of_lost_states(env: VecEnv) -> None:
     :param env: the environments
     """
     unknown = [type(wrapper).__name__ for wrapper in wrappers(env) if type(wrapper) not in WRAPPER_STATE]
-    if isinstance(base := base_env(env), DummyVecEnv):
+    if isinstance(base := env.unwrapped, DummyVecEnv):
         each = base.envs[0]
         while isinstance(each, gym.Wrapper):
             if isinstance(each, (gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward)):
@@ -224,7 +214,7 @@ def replay_reset(model: "FlowRL", generators: GeneratorStates | None, expected: 
     has_other_wrappers = any(type(wrapper) not in WRAPPER_STATE for wrapper in wrappers(model.env))
     if generators is None or has_other_wrappers or not is_between_episodes(model):
         return None
-    base = base_env(model.env)
+    base = model.env.unwrapped
     assert isinstance(base, DummyVecEnv)  # the only one whose generators are kept
     current_obs = base._obs_from_buf()
     base._reset_seeds()  # a seed that waits for its reset would overrule the generators
@@ -241,7 +231,7 @@ def restart_episodes(model: "FlowRL") -> Any:
     :return: the new episodes' first observations, as the model gets them
     """
     assert model.env is not None
-    base_env(model.env)._reset_seeds()
+    model.env.unwrapped._reset_seeds()
     end_episodes(model.replay_buffer)
     if model.action_noise is not None:
         model.action_noise.reset()
@@ -376,7 +366,7 @@ def resume_episodes(model: "FlowRL", state: dict[str, Any]) -> None:
     if state["start"] == "fresh":
         return
     if state["start"] == "replayed":
-        base = base_env(model.env)
+        base = model.env.unwrapped
         base._reset_seeds()
         first_obs = base.reset()
         model._last_obs, model._last_original_obs = state["last_obs"], state["last_original_obs"]

@@ -6,6 +6,7 @@ The authors' numbers, and how they are fed through ``FlowRL.train()``.
 
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,9 +16,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from torch import nn
 
-from sb3_flowrl import FlowRL, losses, reference_arguments
+from sb3_flowrl import FlowRL, losses, reference_arguments, update
 from sb3_flowrl.flow import FlowNoise
 
 GOLDEN_DIR = Path(os.environ.get("FLOWRL_GOLDEN_DIR", Path(__file__).parent / "data"))
@@ -59,9 +59,17 @@ def authors_names(network: str) -> list[str]:
     return [f"{NETWORKS[network]}.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
 
 
-def named_parameters(model: FlowRL, network: str) -> dict[str, nn.Parameter]:
-    """Our parameters of a network under the authors' names."""
-    return dict(zip(authors_names(network), getattr(model, network).parameters(), strict=True))
+def named_parameters(model: FlowRL, network: str) -> dict[str, th.Tensor]:
+    """Our parameters of a network under the authors' names: of stacked networks, views of each."""
+    return named_tensors(network, getattr(model, network).parameters())
+
+
+def named_tensors(network: str, tensors: Iterable[th.Tensor]) -> dict[str, th.Tensor]:
+    """What belongs to our parameters of a network, such as their gradients, under the authors' names."""
+    tensors = [tensor.detach() for tensor in tensors]
+    if network != "actor":
+        tensors = [tensor[index] for index in range(len(tensors[0])) for tensor in tensors]
+    return dict(zip(authors_names(network), tensors, strict=True))
 
 
 class GoldenRun:
@@ -70,18 +78,19 @@ class GoldenRun:
 
     :param data: the arrays of the set
     :param per_sample: False for the authors' scalar weights, True for the run under ``ps/``
+    :param options: arguments of ``FlowRL`` besides those of the set
     """
 
-    def __init__(self, data: dict[str, np.ndarray], per_sample: bool):
+    def __init__(self, data: dict[str, np.ndarray], per_sample: bool, **options):
         self.data = data
         #: What passed through the equations, by update and name: intermediates, and gradients as the optimisers used them
         self.seen: list[dict[str, np.ndarray]] = []
-        self.model = self._make_model(per_sample)
+        self.model = self._make_model(per_sample, options)
         for network in NETWORKS:
             for name, parameter in named_parameters(self.model, network).items():
-                parameter.data.copy_(th.as_tensor(data[f"init/{name}"]))
+                parameter.copy_(th.as_tensor(data[f"init/{name}"]))
 
-    def _make_model(self, per_sample: bool) -> FlowRL:
+    def _make_model(self, per_sample: bool, options: dict) -> FlowRL:
         meta = {key.removeprefix("meta/"): value for key, value in self.data.items() if key.startswith("meta/")}
         hidden = int(meta["hidden"])
         arguments = reference_arguments()
@@ -99,6 +108,7 @@ class GoldenRun:
             precision="float32",
             device="cpu",
         )
+        arguments.update(options)
         arguments["policy_kwargs"].update(
             net_arch=dict(pi=[hidden] * 2, qf=[hidden] * 4),
             optimizer_kwargs=dict(
@@ -137,21 +147,29 @@ class GoldenRun:
         :param calls: in how many calls of ``train()`` the updates are done
         :param until: how many updates are done
         """
+        size = int(self.data["meta/batch"])
         updates = iter(range(until))
         current = {}
 
-        def sample(batch_size, env=None):
+        def sample(n_samples, env=None):
+            # dealt out to the updates in turns
+            batches = [self.batch(self.model._n_updates + index) for index in range(n_samples // size)]
+            fields = ([field for field in each if field is not None] for each in zip(*batches, strict=True))
+            return ReplayBufferSamples(*(th.stack(field, dim=1).flatten(0, 1) for field in fields if field))
+
+        def draw_noise(batch_size):
             current["u"] = next(updates)
             self.seen.append({})
-            return self.batch(current["u"])
+            return self.noise(current["u"])
 
         with monkeypatch.context() as patch:
             patch.setattr(self.model.replay_buffer, "sample", sample)
-            patch.setattr(self.model, "_draw_noise", lambda batch_size: self.noise(current["u"]))
-            self._spy_on_equations(patch)
+            patch.setattr(self.model, "_draw_noise", draw_noise)
+            if self.model.compile is not True:  # which would make spies part of what is compiled
+                self._spy_on_equations(patch)
             self._spy_on_gradients()
             for _ in range(calls):
-                self.model.train(gradient_steps=until // calls, batch_size=int(self.data["meta/batch"]))
+                self.model.train(gradient_steps=until // calls, batch_size=size)
         return self
 
     def _spy_on_equations(self, patch: pytest.MonkeyPatch) -> None:
@@ -165,7 +183,7 @@ class GoldenRun:
         }
         for function, names in names_in_order.items():
             patch.setattr(losses, function, self._spy(getattr(losses, function), names))
-        patch.setattr(self.model, "_guidance_weights", self._spy(self.model._guidance_weights, ["weights"]))
+        patch.setattr(update, "guidance_weights", self._spy(update.guidance_weights, ["weights"]))
         patch.setattr(self.model.actor, "flow", self._spy(self.model.actor.flow, ["next_action", "pi"]))
 
     def _spy(self, function, names: list[str]):
@@ -183,14 +201,15 @@ class GoldenRun:
         for network in ("critic", "behavior_critic", "behavior_value", "actor"):
 
             def record(optimizer, args, kwargs, network=network):
-                for name, parameter in named_parameters(self.model, network).items():
-                    self.seen[-1][f"grad/{name}"] = parameter.grad.numpy().copy()
+                gradients = named_tensors(network, [p.grad for p in getattr(self.model, network).parameters()])
+                for name, gradient in gradients.items():
+                    self.seen[-1][f"grad/{name}"] = gradient.numpy().copy()
 
             getattr(self.model, network).optimizer.register_step_pre_hook(record)
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {
-            name: parameter.detach().numpy().copy()
+            name: parameter.numpy().copy()
             for network in NETWORKS
             for name, parameter in named_parameters(self.model, network).items()
         }

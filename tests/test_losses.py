@@ -11,7 +11,7 @@ def column(*values: float) -> th.Tensor:
 
 
 def test_clipped_min_is_taken_sample_by_sample():
-    q_values = (column(1.0, 5.0), column(2.0, 3.0), column(4.0, 4.0))
+    q_values = th.stack([column(1.0, 5.0), column(2.0, 3.0), column(4.0, 4.0)])
     assert th.equal(losses.clipped_min(q_values), column(1.0, 3.0))
     assert th.equal(losses.clipped_min(q_values[:1]), q_values[0])
 
@@ -24,7 +24,7 @@ def test_bootstrap_target_uses_each_samples_discount_and_stops_at_terminations()
 
 
 def test_critic_loss_sums_the_networks_mean_squared_errors():
-    loss = losses.critic_loss((column(1.0, 2.0), column(0.0, 0.0)), column(1.0, 4.0))
+    loss = losses.critic_loss(th.stack([column(1.0, 2.0), column(0.0, 0.0)]), column(1.0, 4.0))
     assert loss.item() == pytest.approx((0 + 4) / 2 + (1 + 16) / 2)
 
 

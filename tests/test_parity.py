@@ -14,7 +14,7 @@ from tests.golden import (
     authors_names,
     golden_sets,
     load_golden_set,
-    named_parameters,
+    named_tensors,
 )
 
 # Limits that GOLDEN.md suggests: the data itself is accurate to about a tenth of them
@@ -71,11 +71,12 @@ def check_parameters(run: GoldenRun, prefix: str) -> None:
 
 def check_adam_moments(run: GoldenRun) -> None:
     for network in LOSS_OF_NETWORK:
-        optimizer = getattr(run.model, network).optimizer
-        for name, parameter in named_parameters(run.model, network).items():
-            for ours, authors in (("exp_avg", "adam_m"), ("exp_avg_sq", "adam_v")):
+        model = getattr(run.model, network)
+        for ours, authors in (("exp_avg", "adam_m"), ("exp_avg_sq", "adam_v")):
+            moments = named_tensors(network, [model.optimizer.state[parameter][ours] for parameter in model.parameters()])
+            for name, moment in moments.items():
                 key = f"after4/{authors}/{name}"
-                assert_close(optimizer.state[parameter][ours].numpy(), run.data[key], 1e-3, key)
+                assert_close(moment.numpy(), run.data[key], 1e-3, key)
 
 
 def check_parity(data, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:

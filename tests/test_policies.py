@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_flowrl import FlowActorCriticPolicy
 from sb3_flowrl.networks import FlowActor, create_normed_mlp
+from sb3_flowrl.stacked import StackedActivation, StackedLayerNorm, StackedLinear
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), dtype=np.float64)
 ACTION_SPACE = spaces.Box(np.array([-2.0, 0.0], dtype=np.float32), np.array([1.0, 5.0], dtype=np.float32))
@@ -22,7 +23,9 @@ def make_policy(observation_space: spaces.Space = OBS_SPACE, **kwargs) -> FlowAc
 
 
 def layer_names(network: Iterable[nn.Module]) -> list[str]:
-    return [type(layer).__name__ for layer in network]
+    """The layers' classes; of an activation in a stack, that of the activation."""
+    layers = [layer.layers[0] if isinstance(layer, StackedActivation) else layer for layer in network]
+    return [type(layer).__name__.removeprefix("Stacked") for layer in layers]
 
 
 def test_an_entry_of_net_arch_is_one_linear_layernorm_activation_block():
@@ -30,17 +33,17 @@ def test_an_entry_of_net_arch_is_one_linear_layernorm_activation_block():
     assert layer_names(policy.actor.velocity_net) == ["Linear", "LayerNorm", "ELU", "Linear"]
     critic_layers = ["Linear", "LayerNorm", "GELU", "Linear", "LayerNorm", "GELU", "Linear"]
     for model in (policy.critic, policy.behavior_critic, policy.behavior_value):
-        assert all(layer_names(network) == critic_layers for network in model.networks)
+        assert layer_names(model.networks) == critic_layers
     # input: state, action and time; state and action; state
     assert policy.actor.velocity_net[0].in_features == 3 + 2 + 1
-    assert policy.critic.networks[0][0].in_features == 3 + 2
-    assert policy.behavior_value.networks[0][0].in_features == 3
+    assert policy.critic.networks[0].weight.shape == (2, 8, 3 + 2)
+    assert policy.behavior_value.networks[0].weight.shape == (1, 8, 3)
 
 
 def test_default_sizes_are_the_papers():
     policy = make_policy(net_arch=None)
-    widths = [[layer.out_features for layer in net if isinstance(layer, nn.Linear)] for net in policy.critic.networks]
-    assert widths == [[512, 512, 512, 1]] * 2
+    shapes = [layer.weight.shape[:2] for layer in policy.critic.networks if isinstance(layer, StackedLinear)]
+    assert shapes == [(2, 512), (2, 512), (2, 512), (2, 1)]
     assert [layer.out_features for layer in policy.actor.velocity_net if isinstance(layer, nn.Linear)] == [512, 512, 2]
 
 
@@ -48,20 +51,21 @@ def test_reference_layout_has_no_activation_at_its_ends():
     policy = make_policy(net_arch=dict(pi=[8], qf=[8] * 4), critic_layout="reference")
     block, bare = ["Linear", "LayerNorm", "GELU"], ["Linear", "LayerNorm"]
     for model in (policy.critic, policy.behavior_value):
-        assert layer_names(model.networks[0]) == bare + block + block + bare + ["Linear"]
+        assert layer_names(model.networks) == bare + block + block + bare + ["Linear"]
 
 
 def test_layer_norm_can_be_left_out_everywhere():
     policy = make_policy(layer_norm=False)
-    assert not any(isinstance(module, nn.LayerNorm) for module in policy.modules())
-    assert any(isinstance(module, nn.LayerNorm) for module in make_policy().modules())
+    norms = (nn.LayerNorm, StackedLayerNorm)
+    assert not any(isinstance(module, norms) for module in policy.modules())
+    assert all(any(isinstance(module, norm) for module in make_policy().modules()) for norm in norms)
 
 
 def test_activation_fn_is_one_for_all_or_one_for_each():
     one = make_policy(activation_fn=nn.Tanh)
-    assert isinstance(one.actor.velocity_net[2], nn.Tanh) and isinstance(one.critic.networks[0][2], nn.Tanh)
+    assert isinstance(one.actor.velocity_net[2], nn.Tanh) and isinstance(one.critic.networks[2].layers[0], nn.Tanh)
     each = make_policy(activation_fn=dict(pi=nn.ReLU, qf=nn.Mish))
-    assert isinstance(each.actor.velocity_net[2], nn.ReLU) and isinstance(each.behavior_value.networks[0][2], nn.Mish)
+    assert isinstance(each.actor.velocity_net[2], nn.ReLU) and isinstance(each.behavior_value.networks[2].layers[0], nn.Mish)
 
 
 @pytest.mark.parametrize("n_critics", [1, 3])
@@ -76,7 +80,7 @@ def test_n_critics(n_critics):
 
 def test_linear_networks():
     policy = make_policy(net_arch=[])
-    assert layer_names(policy.actor.velocity_net) == layer_names(policy.critic.networks[0]) == ["Linear"]
+    assert layer_names(policy.actor.velocity_net) == layer_names(policy.critic.networks) == ["Linear"]
     action, _ = policy.predict(np.zeros(3))
     assert action in ACTION_SPACE
 

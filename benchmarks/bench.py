@@ -1,0 +1,423 @@
+"""
+What the speed benchmarks share: who runs against whom, how they are timed, and what is written down of a run.
+
+All contenders of a table live in one fresh process with a fixed number of threads and take turns, one block of calls each,
+round after round: whatever else the machine does in the meantime hits all of them alike. So only ratios of numbers from one
+table mean anything, and a ratio is taken round by round before its median is.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import TQC, CrossQ
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_flowrl import FlowRL, reference_arguments
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "speed"
+PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "numpy")
+#: What makes one processor's matrix products so much faster than another's.
+PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile")
+
+#: FlowRL's settings, by the names that they have in the tables.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "FlowRL float32": dict(precision="float32", compile=False),
+    "FlowRL float32 compiled": dict(precision="float32", compile=True),
+    "FlowRL float32_fast compiled": dict(precision="float32_fast", compile=True),
+    "FlowRL bfloat16": dict(precision="bfloat16", compile=False),
+    "FlowRL bfloat16 compiled": dict(precision="bfloat16", compile=True),
+}
+PEERS: dict[str, type[OffPolicyAlgorithm]] = {"SAC": SAC, "TD3": TD3, "TQC": TQC, "CrossQ": CrossQ}
+EAGER = [name for name, setting in SETTINGS.items() if not setting["compile"]]
+COMPILED = [name for name, setting in SETTINGS.items() if setting["compile"]]
+#: Least common multiple of FlowRL's, TD3's and CrossQ's delays of policy updates.
+UPDATE_CYCLE = 6
+
+#: Does as many units of work as it is told: updates, environment steps, predictions.
+Work = Callable[[int], object]
+Result = TypeVar("Result")
+
+
+# --- contenders
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """
+    The networks of all contenders of a table.
+
+    :param width: width of every hidden layer
+    :param actor_layers: hidden layers of FlowRL's actor
+    :param critic_layers: hidden layers of FlowRL's critics and V
+    :param peer_layers: hidden layers of the peers' networks
+    :param reference: whether FlowRL gets the authors' arguments and layout, instead of its defaults
+    """
+
+    width: int
+    actor_layers: int
+    critic_layers: int
+    peer_layers: int
+    reference: bool
+
+    def flowrl_arguments(self) -> dict[str, Any]:
+        """:return: keyword arguments of ``FlowRL``, without the precision"""
+        arguments = reference_arguments() if self.reference else dict(policy_kwargs={})
+        arguments.pop("precision", None)
+        arguments["policy_kwargs"]["net_arch"] = self.flowrl_net_arch()
+        return arguments
+
+    def flowrl_net_arch(self) -> dict[str, list[int]]:
+        """:return: ``net_arch`` of FlowRL"""
+        return dict(pi=[self.width] * self.actor_layers, qf=[self.width] * self.critic_layers)
+
+    def peer_arguments(self) -> dict[str, Any]:
+        """:return: keyword arguments of the peers"""
+        return dict(policy_kwargs=dict(net_arch=[self.width] * self.peer_layers))
+
+
+ARCHITECTURES = {
+    "paper": Architecture(512, actor_layers=2, critic_layers=4, peer_layers=3, reference=True),
+    "256x2": Architecture(256, actor_layers=2, critic_layers=2, peer_layers=2, reference=False),
+}
+
+
+class IdleEnv(gym.Env):
+    """
+    An environment that costs nothing: it is asked for its spaces, and where it is stepped, nothing happens in it.
+
+    :param obs_dim: size of the observations
+    :param action_dim: size of the actions
+    :param dtype: type of the observations; MuJoCo's are float64
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, dtype: type[np.floating] = np.float32):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (obs_dim,), dtype)
+        self.action_space = spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+        self._observation = np.zeros(obs_dim, dtype)
+
+    def reset(self, *, seed=None, options=None):
+        return self._observation, {}
+
+    def step(self, action):
+        return self._observation, 0.0, False, False, {}
+
+
+def make_model(name: str, env: GymEnv | str, architecture: Architecture, **arguments: Any) -> OffPolicyAlgorithm:
+    """
+    :param name: a key of ``SETTINGS`` or of ``PEERS``
+    :param env: the environment
+    :param architecture: the networks
+    :param arguments: further keyword arguments of the algorithm
+    :return: the model, with a logger that writes nowhere
+    """
+    algorithm: type[OffPolicyAlgorithm]
+    if name in SETTINGS:
+        algorithm, own = FlowRL, {**architecture.flowrl_arguments(), **SETTINGS[name]}
+    else:
+        algorithm, own = PEERS[name], architecture.peer_arguments()
+    model = algorithm("MlpPolicy", env, device="cpu", **{**own, **arguments})  # type: ignore[arg-type]
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def fill_replay_buffer(buffer: ReplayBuffer, chunk: int = 10_000) -> None:
+    """
+    Fill a replay buffer with random transitions, in its arrays: millions of calls of ``add`` would take minutes.
+
+    :param buffer: the replay buffer, which is full afterwards
+    :param chunk: how many transitions are drawn at once, so that drawing takes no memory that would be measured
+    """
+    generator = np.random.default_rng(0)
+    for start in range(0, buffer.buffer_size, chunk):
+        rows = slice(start, start + chunk)
+        for array in (buffer.observations, buffer.next_observations, buffer.rewards):
+            array[rows] = generator.standard_normal(array[rows].shape, dtype=np.float32)
+        buffer.actions[rows] = generator.uniform(-1.0, 1.0, buffer.actions[rows].shape)
+        buffer.dones[rows] = generator.random(buffer.dones[rows].shape) < 0.01
+        buffer.timeouts[rows] = 0.0
+    buffer.full, buffer.pos = True, 0
+
+
+def updates(model: Any, batch_size: int, gradient_steps: int = 1) -> Work:
+    """
+    :param model: a model whose replay buffer is filled
+    :param batch_size: samples in each update
+    :param gradient_steps: updates in each call of ``train``
+    :return: calls ``train`` as often as it is told
+    """
+
+    def work(calls: int) -> None:
+        for _ in range(calls):
+            model.train(gradient_steps=gradient_steps, batch_size=batch_size)
+
+    return work
+
+
+# --- timing
+
+
+def in_fresh_process(
+    function: Callable[..., Result], *args: Any, threads: int = 1, environment: Mapping[str, str] | None = None
+) -> Result:
+    """
+    Call a function in a new process. The number of threads is best fixed before any library starts, and torch.compile
+    bakes it into its code; memory that is given back stays with a process.
+
+    :param function: a function of the script that runs
+    :param args: its arguments
+    :param threads: how many threads numpy and torch use
+    :param environment: further environment variables
+    :return: what it returned
+    """
+    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **(environment or {})}
+    with patch.dict(os.environ, variables), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(_call_with_threads, function, threads, args).result()
+
+
+def _call_with_threads(function: Callable[..., Result], threads: int, args: Sequence[Any]) -> Result:
+    th.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)  # the -v4 tasks are meant
+    warnings.filterwarnings("error", message=".*could not be compiled")  # or a table would call compiled what is not
+    return function(*args)
+
+
+def time_in_turns(contenders: Mapping[str, Work], rounds: int, seconds: float, multiple: int = 1) -> dict[str, list[float]]:
+    """
+    Time contenders against each other, block by block in turns.
+
+    :param contenders: their work, by name
+    :param rounds: how many blocks each one does
+    :param seconds: about how long a block is
+    :param multiple: a block is a multiple of so many units; with delayed policy updates, one of the delays, so that all
+        blocks do the same work
+    :return: the units a second of each contender in each round
+    """
+    sizes = {}
+    for name, work in contenders.items():
+        work(multiple)  # compiles, allocates, and is not counted
+        repeats = 1
+        while (elapsed := _seconds(work, repeats * multiple)) < seconds / 4:
+            repeats *= 2
+        sizes[name] = multiple * max(1, round(repeats * seconds / elapsed))
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        # Back and forth, so that a steady drift of the machine's speed favours nobody
+        for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
+            rates[name].append(sizes[name] / _seconds(contenders[name], sizes[name]))
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+    return rates
+
+
+def _seconds(work: Work, units: int) -> float:
+    start = time.perf_counter()
+    work(units)
+    return time.perf_counter() - start
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """
+    :param over: rates of one contender, one for each round
+    :param under: rates of another
+    :return: their ratio in each round
+    """
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def fastest(rates: Mapping[str, Sequence[float]], names: Iterable[str]) -> str:
+    """
+    :param rates: what ``time_in_turns`` returned
+    :param names: among which to choose; those that did not run are passed over
+    :return: the one with the highest median, or "" if none of them ran
+    """
+    return max((name for name in names if name in rates), key=lambda name: float(np.median(rates[name])), default="")
+
+
+# --- what is shown and kept
+
+
+def spread(samples: Sequence[float], digits: int = 1) -> list[str]:
+    """
+    :param samples: one value for each round
+    :param digits: decimal places
+    :return: three cells: the median, the quartiles, the extremes
+    """
+    low, first, median, third, high = (f"{value:.{digits}f}" for value in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
+    return [median, f"{first} – {third}", f"{low} – {high}"]
+
+
+SPREAD_HEADER = ["median", "quartiles", "min – max"]
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """
+    :param title: a line above the table
+    :param header: the names of the columns
+    :param rows: the cells
+    """
+    print(f"\n{title}\n")
+    lines = [list(header), ["---"] * len(header), *(list(row) for row in rows)]
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines), flush=True)
+
+
+def print_rates(
+    title: str,
+    unit: str,
+    rates: Mapping[str, Sequence[float]],
+    compared: Mapping[str, Callable[[str], Sequence[float] | None]] | None = None,
+) -> None:
+    """
+    :param title: a line above the table
+    :param unit: what is counted in a second
+    :param rates: what ``time_in_turns`` returned
+    :param compared: further columns, in each of which a contender is divided by rates that belong to it, if any do
+    """
+    columns = {"x SAC": lambda name: rates.get("SAC"), **(compared or {})}
+
+    def quotient(name: str, under: Sequence[float] | None) -> str:
+        return "" if under is None else f"{np.median(ratios(rates[name], under)):.2f}"
+
+    rows = ([name, *spread(rates[name]), *(quotient(name, column(name)) for column in columns.values())] for name in rates)
+    print_table(title, [unit, *SPREAD_HEADER, *columns], rows)
+
+
+def print_ratios(found: Mapping[str, Sequence[float]]) -> None:
+    """
+    :param found: ratios by what they are of, in each round
+    """
+    rows = ([name, *spread(values, digits=2)] for name, values in found.items())
+    print_table("Ratios, round by round:", ["ratio", *SPREAD_HEADER], rows)
+
+
+def make_parser(script: str, doc: str | None) -> argparse.ArgumentParser:
+    """
+    :param script: the script's ``__file__``
+    :param doc: the script's ``__doc__``
+    :return: a parser of the options that all scripts have
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    output = RESULTS / f"{Path(script).stem}.json"
+    parser.add_argument("--output", type=Path, default=output, help="the JSON file of the run")
+    parser.add_argument("--quick", action="store_true", help="try the script out in seconds; the numbers mean nothing")
+    return parser
+
+
+def add_timing_options(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
+    """
+    :param parser: what ``make_parser`` returned
+    :param rounds: the default of ``--rounds``
+    :param seconds: the default of ``--seconds``
+    """
+    parser.add_argument("--rounds", type=int, default=rounds, help="blocks of each contender")
+    parser.add_argument("--seconds", type=float, default=seconds, help="about how long a block is")
+
+
+def add_contender_option(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """
+    :param parser: what ``make_parser`` returned
+    :param names: all contenders, which is the default
+    """
+    choices = list(names)
+    parser.add_argument("--contenders", nargs="+", choices=choices, default=choices, metavar="NAME", help=", ".join(choices))
+
+
+def parse(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """
+    :param parser: the parser
+    :param quick: defaults that ``--quick`` puts in the place of the usual ones
+    :return: the options
+    """
+    args = parser.parse_args()
+    if args.quick:
+        parser.set_defaults(**quick)
+        args = parser.parse_args()
+    return args
+
+
+class Record:
+    """
+    What is kept of a run, from its start on.
+
+    :param args: the script's options
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.path: Path = args.output
+        self.contents: dict[str, Any] = dict(
+            command=" ".join(["python", *sys.argv]),
+            options={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+            commit=_commit(),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=versions(PACKAGES),
+            processor=_processor(),
+            # Numbers of a machine that has other things to do are worth little, and this tells
+            load_average=dict(start=os.getloadavg()),
+        )
+
+    def write(self, **results: Any) -> None:
+        """
+        :param results: what was measured, all samples included
+        :raises ValueError: if a number is not finite
+        """
+        self.contents["load_average"]["end"] = os.getloadavg()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.contents | results, indent=1, allow_nan=False) + "\n")
+        print(f"\nwrote {self.path}")
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """
+    :param packages: names of distributions
+    :return: their versions, of those that are installed, and Python's
+    """
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def _processor() -> dict[str, Any]:
+    lines: dict[str, str] = {}
+    if os.path.exists("/proc/cpuinfo"):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            lines.setdefault(key.strip(), value.strip())
+    flags = lines.get("flags", "").split()
+    return dict(
+        name=lines.get("model name", platform.processor()),
+        family=lines.get("cpu family", ""),  # a virtual machine's name often says no more than "AMD EPYC"
+        model=lines.get("model", ""),
+        flags=[flag for flag in PROCESSOR_FLAGS if flag in flags],
+        cores=os.cpu_count(),
+    )

@@ -1,0 +1,156 @@
+"""
+Environment steps a second of ``learn()``: FlowRL in each of its settings, SB3's SAC and TD3, sb3_contrib's TQC and CrossQ, and
+SBX's SAC, which is written in JAX, where a Python that has it is named.
+
+    python benchmarks/bench_learn.py --sbx /opt/sbx/bin/python
+
+All have networks of 256x2, the same number of random first steps, one thread, and everything else at its default. The blocks
+are calls of ``learn(reset_num_timesteps=False)`` after these first steps. There is one update for each environment step in all
+tables: with several environments in a DummyVecEnv, ``gradient_steps=-1`` does as many updates after each step of theirs.
+
+SBX runs in a process of its own, twice: pinned to one core, and free to use all.
+"""
+
+import json
+import os
+from argparse import Namespace
+from contextlib import ExitStack
+from math import lcm
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+import sbx_worker
+from bench import (
+    ARCHITECTURES,
+    PEERS,
+    SETTINGS,
+    UPDATE_CYCLE,
+    Record,
+    Work,
+    add_contender_option,
+    add_timing_options,
+    fastest,
+    in_fresh_process,
+    make_model,
+    make_parser,
+    parse,
+    print_rates,
+    print_ratios,
+    ratios,
+    time_in_turns,
+)
+from stable_baselines3.common.env_util import make_vec_env
+
+PINNED, FREE = "SBX SAC, pinned to a core", "SBX SAC, not pinned"
+
+
+class SbxContender:
+    """
+    SBX's SAC in a process of its own.
+
+    :param python: the Python of a virtual environment with sbx-rl
+    :param pinned: whether to pin it to one core
+    :param arguments: of ``sbx_worker.py``
+    """
+
+    def __init__(self, python: Path, pinned: bool, *arguments: Any):
+        pin = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))] if pinned else []
+        command = [*pin, str(python), sbx_worker.__file__, *map(str, arguments)]
+        self.process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+        self.versions = json.loads(self._answer())
+
+    def learn(self, steps: int) -> None:
+        """
+        :param steps: environment steps to learn
+        """
+        assert self.process.stdin is not None  # for mypy
+        print(steps, file=self.process.stdin, flush=True)
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None  # for mypy
+        for line in self.process.stdout:
+            if line.startswith(sbx_worker.ANSWER):
+                return line.removeprefix(sbx_worker.ANSWER)
+        raise RuntimeError(f"SBX ended with exit code {self.process.wait()}; its error is above.")
+
+    def __enter__(self) -> "SbxContender":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        with self.process:
+            self.process.kill()
+
+
+def learning(name: str, env_id: str, n_envs: int, learning_starts: int) -> Work:
+    """
+    :param name: the contender
+    :param env_id: the environment
+    :param n_envs: how many of it
+    :param learning_starts: steps before learning starts
+    :return: learns as many steps as it is told, with the first steps already done
+    """
+    model = make_model(
+        name,
+        make_vec_env(env_id, n_envs),
+        ARCHITECTURES["256x2"],
+        learning_starts=learning_starts,
+        gradient_steps=1 if n_envs == 1 else -1,
+    )
+    model.learn(learning_starts)
+    return lambda steps: model.learn(steps, reset_num_timesteps=False)
+
+
+def measure(env_id: str, n_envs: int, args: Namespace) -> dict[str, Any]:
+    """
+    :param env_id: the environment
+    :param n_envs: how many of it
+    :param args: the script's options
+    :return: all samples
+    """
+    contenders = {name: learning(name, env_id, n_envs, args.learning_starts) for name in args.contenders}
+    sbx_versions = {}
+    with ExitStack() as stack:
+        if args.sbx is not None:
+            for name in (PINNED, FREE):
+                sbx = stack.enter_context(SbxContender(args.sbx, name == PINNED, env_id, n_envs, args.learning_starts))
+                sbx.learn(args.learning_starts)
+                contenders[name], sbx_versions = sbx.learn, sbx.versions
+        rates = time_in_turns(contenders, args.rounds, args.seconds, lcm(UPDATE_CYCLE, n_envs))
+    return dict(steps_per_second=rates, sbx_versions=sbx_versions)
+
+
+def main() -> None:
+    parser = make_parser(__file__, __doc__)
+    add_timing_options(parser, rounds=5, seconds=5.0)
+    add_contender_option(parser, [*SETTINGS, *PEERS])
+    parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v4", "Ant-v4"])
+    parser.add_argument("--n-envs", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--learning-starts", type=int, default=1_000)
+    parser.add_argument("--sbx", type=Path, help="the Python of a virtual environment with sbx-rl")
+    args = parse(
+        parser,
+        rounds=2,
+        seconds=0.05,
+        contenders=["FlowRL float32", "SAC"],
+        envs=["Pendulum-v1"],
+        n_envs=[2],
+        learning_starts=20,
+    )
+    record = Record(args)
+    results = []
+    for env_id in args.envs:
+        for n_envs in args.n_envs:
+            measured = in_fresh_process(measure, env_id, n_envs, args)
+            rates = measured["steps_per_second"]
+            print_rates(f"## {env_id}, {n_envs} environment(s), one thread", "environment steps a second", rates)
+            best = fastest(rates, SETTINGS)
+            others = {f"{best} / {name}": ratios(rates[best], rates[name]) for name in rates if best and name not in SETTINGS}
+            print_ratios(others)
+            results.append(dict(env=env_id, n_envs=n_envs, threads=1, ratios=others, **measured))
+    record.write(results=results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""
+Latency of ``predict``: FlowRL, deterministic and not, SB3's SAC and TD3, FlowRL's actor through torch.compile, and FlowRL as
+an ONNX file in onnxruntime.
+
+    python benchmarks/bench_predict.py
+
+Observations are float64, as MuJoCo's are. All but the ONNX file go through SB3's ``predict``, from numpy to numpy; the file
+gets float32 observations and computes the same actions. Networks of 256x2, flow steps 1, one thread.
+"""
+
+import logging
+import tempfile
+from argparse import BooleanOptionalAction, Namespace
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import (
+    ARCHITECTURES,
+    SPREAD_HEADER,
+    IdleEnv,
+    Record,
+    Work,
+    add_timing_options,
+    in_fresh_process,
+    make_model,
+    make_parser,
+    parse,
+    print_ratios,
+    print_table,
+    ratios,
+    spread,
+    time_in_turns,
+)
+from onnxruntime import InferenceSession, SessionOptions
+from torch._dynamo.utils import counters
+
+from sb3_flowrl.export import export_onnx
+
+
+def predicting(model: Any, observations: np.ndarray, deterministic: bool) -> Work:
+    """
+    :param model: anything with SB3's ``predict``
+    :param observations: one, or a batch of them
+    :param deterministic: as in ``predict``
+    :return: predicts as often as it is told
+    """
+
+    def work(calls: int) -> None:
+        for _ in range(calls):
+            model.predict(observations, deterministic=deterministic)
+
+    return work
+
+
+def compiled(policy: Any, observations: np.ndarray) -> Any:
+    """
+    :param policy: FlowRL's policy
+    :param observations: what it will predict from
+    :return: a copy of it whose actor is compiled for these
+    :raises RuntimeError: if ``predict`` went around what was compiled, which would be timed for it
+    """
+    policy = deepcopy(policy)
+    policy.actor.compile(dynamic=False)
+    graphs = counters["stats"]["unique_graphs"]
+    policy.predict(observations, deterministic=True)
+    if counters["stats"]["unique_graphs"] == graphs:
+        raise RuntimeError("predict does not call the actor, so that it was not compiled")
+    return policy
+
+
+def running(path: str, observations: np.ndarray) -> Work:
+    """
+    :param path: the ONNX file
+    :param observations: a batch of them
+    :return: computes the deterministic actions as often as it is told
+    """
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # errors: it warns that the noise can be left out
+    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs = {"observation": observations.astype(np.float32)}
+
+    def work(calls: int) -> None:
+        for _ in range(calls):
+            session.run(["action"], inputs)
+
+    return work
+
+
+def measure(batch_size: int, args: Namespace) -> dict[str, list[float]]:
+    """
+    :param batch_size: observations in each prediction
+    :param args: the script's options
+    :return: predictions a second of each contender in each round
+    """
+    models = {}
+    for name, key in {"FlowRL": "FlowRL float32", "SAC": "SAC", "TD3": "TD3"}.items():
+        env = IdleEnv(args.obs_dim, args.action_dim, np.float64)
+        models[name] = make_model(key, env, ARCHITECTURES["256x2"], buffer_size=1)
+    batch = np.random.default_rng(0).standard_normal((batch_size, args.obs_dim))
+    observations = batch[0] if batch_size == 1 else batch
+    contenders = {
+        f"{name}, {kind}": predicting(model, observations, kind == "deterministic")
+        for name, model in models.items()
+        for kind in ("deterministic", "stochastic")
+        if (name, kind) != ("TD3", "stochastic")  # TD3's policy is deterministic
+    }
+    if args.compiled:
+        contenders["FlowRL compiled, deterministic"] = predicting(
+            compiled(models["FlowRL"].policy, observations), observations, deterministic=True
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "policy.onnx")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not needed
+        export_onnx(models["FlowRL"], path)
+        contenders["FlowRL ONNX, deterministic"] = running(path, batch)
+        return time_in_turns(contenders, args.rounds, args.seconds)
+
+
+def main() -> None:
+    parser = make_parser(__file__, __doc__)
+    add_timing_options(parser, rounds=15, seconds=0.3)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--obs-dim", type=int, default=17)
+    parser.add_argument("--action-dim", type=int, default=6)
+    parser.add_argument("--compiled", action=BooleanOptionalAction, default=True, help="compile the actor, too")
+    args = parse(parser, rounds=2, seconds=0.02, batch_sizes=[1], compiled=False)
+    record = Record(args)
+    results = []
+    for batch_size in args.batch_sizes:
+        rates = in_fresh_process(measure, batch_size, args)
+        latencies = {name: [1e6 / rate for rate in values] for name, values in rates.items()}
+        rows = ([name, *spread(values)] for name, values in latencies.items())
+        print_table(f"## batch {batch_size}, one thread", ["µs for each prediction", *SPREAD_HEADER], rows)
+        found = {
+            f"latency of FlowRL / SAC, {kind}": ratios(latencies[f"FlowRL, {kind}"], latencies[f"SAC, {kind}"])
+            for kind in ("deterministic", "stochastic")
+        }
+        print_ratios(found)
+        results.append(dict(batch_size=batch_size, microseconds=latencies, ratios=found, threads=1))
+    record.write(results=results)
+
+
+if __name__ == "__main__":
+    main()

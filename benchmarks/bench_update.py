@@ -1,0 +1,353 @@
+"""
+Updates a second of FlowRL in each of its settings, of SB3's SAC and TD3, of sb3_contrib's TQC and CrossQ, and of a plain
+transcription of FlowRL's equations; and how far FlowRL is from what the processor could do.
+
+    python benchmarks/bench_update.py
+
+A unit is one call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on a full replay buffer of float32
+observations. Two architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have
+three hidden layers of 512), "256x2" is ``net_arch=[256, 256]`` for all, and otherwise everybody's defaults.
+
+The roofline is measured in turns with the contenders. It adds the time of the update's matrix products (counted by torch's
+FlopCounterMode on the eager update) at the rate of one product of batch x width x width, and the time of the bytes that Adam
+(reads p, g, m, v; writes p, m, v) and Polyak averaging (reads two, writes one) must move at the rate of a large copy, whose
+bytes are counted once when they are read and once when they are written. All else is free in it: activations, LayerNorms,
+gradients on their way, sampling, Python. Networks of 256x2 fit into the cache, which is faster than the copy, so there it is
+no strict bound.
+"""
+
+import statistics
+import tempfile
+import time
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch as th
+from bench import (
+    ARCHITECTURES,
+    COMPILED,
+    EAGER,
+    PEERS,
+    SETTINGS,
+    SPREAD_HEADER,
+    UPDATE_CYCLE,
+    Architecture,
+    IdleEnv,
+    Record,
+    Work,
+    add_contender_option,
+    add_timing_options,
+    fastest,
+    fill_replay_buffer,
+    in_fresh_process,
+    make_model,
+    make_parser,
+    parse,
+    print_rates,
+    print_ratios,
+    print_table,
+    ratios,
+    spread,
+    time_in_turns,
+    updates,
+)
+from torch.utils.flop_counter import FlopCounterMode
+from transcription import Transcription
+
+from sb3_flowrl.buffers import RecencyReplayBuffer
+
+#: Names of the transcriptions, and whether they run under bfloat16 autocast.
+TRANSCRIPTIONS = {"transcription": False, "transcription bfloat16": True}
+#: FlowRL's precisions, and what their matrix products run as.
+PRODUCTS = {
+    "float32": (th.float32, "highest"),
+    "float32_fast": (th.float32, "medium"),
+    "bfloat16": (th.bfloat16, "highest"),
+}
+COPY_BYTES = 2**28
+#: Whose matrix products are counted.
+FLOWRL = EAGER[0]
+#: Stands for the setting with the highest median.
+FASTEST = "fastest"
+#: The ratios that are asked of FlowRL: of what, and over what.
+RATIOS = [
+    (FASTEST, "SAC"),
+    ("FlowRL float32 compiled", "SAC"),
+    ("FlowRL float32_fast compiled", "SAC"),
+    (FASTEST, "TD3"),
+    ("FlowRL float32_fast compiled", "transcription"),
+    ("FlowRL bfloat16 compiled", "transcription bfloat16"),
+]
+
+
+def make_contender(name: str, architecture: Architecture, args: Namespace) -> Any:
+    """
+    :param name: the contender
+    :param architecture: its networks
+    :param args: the script's options
+    :return: something with a ``train``, and a full replay buffer
+    """
+    env = IdleEnv(args.obs_dim, args.action_dim)
+    if name not in TRANSCRIPTIONS:
+        model = make_model(name, env, architecture, buffer_size=args.buffer_size)
+        fill_replay_buffer(model.replay_buffer)  # type: ignore[arg-type]
+        return model
+    buffer = RecencyReplayBuffer(args.buffer_size, env.observation_space, env.action_space, device="cpu")
+    fill_replay_buffer(buffer)
+    return Transcription(buffer, architecture.flowrl_net_arch(), architecture.reference, TRANSCRIPTIONS[name])
+
+
+def gigaflops_of_updates(model: Any, batch_size: int) -> list[float]:
+    """
+    :param model: a contender that runs eagerly
+    :param batch_size: samples in each update
+    :return: the matrix products of each update of a cycle, in GFLOP, as they are called
+    """
+    counts = []
+    for _ in range(UPDATE_CYCLE):
+        with FlopCounterMode(display=False) as counter:
+            model.train(gradient_steps=1, batch_size=batch_size)
+        counts.append(counter.get_total_flops() / 1e9)
+    return counts
+
+
+def bytes_of_updates(model: Any) -> dict[str, float]:
+    """
+    :param model: a FlowRL model
+    :return: what Adam and Polyak averaging must move in an update, on average over the policy delay
+    """
+    sizes = {
+        name: sum(parameter.numel() for parameter in getattr(model, name).parameters())
+        for name in ("actor", "critic", "behavior_critic", "behavior_value")
+    }
+    actor, critics = sizes["actor"], sizes["critic"] + sizes["behavior_critic"]
+    element = 4  # master weights and moments are float32 at every precision
+    return dict(
+        parameters=actor + critics + sizes["behavior_value"],
+        adam=7 * element * (critics + sizes["behavior_value"] + actor / model.policy_delay),
+        polyak=3 * element * critics / model.policy_delay,
+    )
+
+
+def product(batch_size: int, width: int, dtype: th.dtype, precision: str) -> Work:
+    """
+    :param batch_size: rows of the left matrix
+    :param width: its columns, and those of the square right one
+    :param dtype: their type
+    :param precision: of float32, see ``torch.set_float32_matmul_precision``
+    :return: multiplies them as often as it is told
+    """
+    left, right = th.randn(batch_size, width).to(dtype), th.randn(width, width).to(dtype)
+    out = th.empty(batch_size, width, dtype=dtype)
+
+    def work(calls: int) -> None:
+        before = th.get_float32_matmul_precision()
+        th.set_float32_matmul_precision(precision)
+        for _ in range(calls):
+            th.mm(left, right, out=out)
+        th.set_float32_matmul_precision(before)
+
+    return work
+
+
+def copy() -> Work:
+    """:return: copies ``COPY_BYTES`` as often as it is told"""
+    source = th.ones(COPY_BYTES, dtype=th.uint8)
+    target = source.clone()
+
+    def work(calls: int) -> None:
+        for _ in range(calls):
+            target.copy_(source)
+
+    return work
+
+
+def measure(architecture: Architecture, args: Namespace) -> dict[str, Any]:
+    """
+    :param architecture: the networks
+    :param args: the script's options
+    :return: all samples, and what was counted
+    """
+    models = {name: make_contender(name, architecture, args) for name in args.contenders}
+    flowrl = models.get(FLOWRL) or make_contender(FLOWRL, architecture, args)
+    counted = {FLOWRL: flowrl, **{name: model for name, model in models.items() if name not in SETTINGS}}
+    gigaflops = {name: gigaflops_of_updates(model, args.batch_size) for name, model in counted.items()}
+
+    machine: dict[str, Work] = {
+        f"product {name}": product(args.batch_size, architecture.width, *PRODUCTS[name]) for name in PRODUCTS
+    }
+    contenders = {name: updates(model, args.batch_size) for name, model in models.items()}
+    rates = time_in_turns({**machine, "copy": copy(), **contenders}, args.rounds, args.seconds, UPDATE_CYCLE)
+    product_gigaflop = 2 * args.batch_size * architecture.width**2 / 1e9
+    return dict(
+        updates_per_second={name: rates[name] for name in contenders},
+        product_gigaflops_per_second={
+            name: [product_gigaflop * rate for rate in rates[f"product {name}"]] for name in PRODUCTS
+        },
+        copy_bytes_per_second=[2 * COPY_BYTES * rate for rate in rates["copy"]],
+        gigaflops_of_updates=gigaflops,
+        bytes_of_updates=bytes_of_updates(flowrl),
+    )
+
+
+def first_updates(name: str, architecture: Architecture, args: Namespace) -> list[float]:
+    """
+    :param name: the contender
+    :param architecture: its networks
+    :param args: the script's options
+    :return: the seconds of each of the first calls of ``train`` in this process
+    """
+    work, seconds = updates(make_contender(name, architecture, args), args.batch_size), []
+    for _ in range(12):
+        start = time.perf_counter()
+        work(1)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def cold_starts(architecture: Architecture, args: Namespace) -> dict[str, dict[str, list[float]]]:
+    """
+    :param architecture: the networks
+    :param args: the script's options
+    :return: for each compiled setting the seconds of its first updates, with an empty cache and with the one that this left
+    """
+    samples: dict[str, dict[str, list[float]]] = {}
+    for name in (name for name in COMPILED if name in args.contenders):
+        with tempfile.TemporaryDirectory() as folder:
+            samples[name] = {
+                cache: in_fresh_process(
+                    first_updates,
+                    name,
+                    architecture,
+                    args,
+                    threads=args.threads[0],
+                    environment=dict(TORCHINDUCTOR_CACHE_DIR=folder),
+                )
+                for cache in ("empty cache", "warm cache")
+            }
+    return samples
+
+
+def rooflines(measured: dict[str, Any]) -> dict[str, list[float]]:
+    """
+    :param measured: what ``measure`` returned
+    :return: for each precision the updates a second, in each round, of a processor that only computes and moves what it must
+    """
+    gigaflop = statistics.mean(measured["gigaflops_of_updates"][FLOWRL])
+    moved = measured["bytes_of_updates"]["adam"] + measured["bytes_of_updates"]["polyak"]
+    return {
+        name: [
+            1 / (gigaflop / rate + moved / speed) for rate, speed in zip(rates, measured["copy_bytes_per_second"], strict=True)
+        ]
+        for name, rates in measured["product_gigaflops_per_second"].items()
+    }
+
+
+def asked_ratios(rates: dict[str, list[float]], bound: list[float]) -> dict[str, list[float]]:
+    """
+    :param rates: updates a second of each contender in each round
+    :param bound: the roofline to compare the fastest setting with
+    :return: the ratios that are asked of FlowRL, as far as their contenders ran, in each round
+    """
+    found = {}
+    best = fastest(rates, SETTINGS)
+    for over, under in RATIOS:
+        name = best if over == FASTEST else over
+        if name in rates and under in rates:
+            label = f"{FASTEST} ({best})" if over == FASTEST else over
+            found[f"{label} / {under}"] = ratios(rates[name], rates[under])
+    if best:
+        found[f"{FASTEST} ({best}) / roofline of bfloat16"] = ratios(rates[best], bound)
+    return found
+
+
+def print_rooflines(measured: dict[str, Any], bounds: dict[str, list[float]]) -> None:
+    """
+    :param measured: what ``measure`` returned
+    :param bounds: what ``rooflines`` made of it
+    """
+    counts, moved = measured["gigaflops_of_updates"], measured["bytes_of_updates"]
+    gigaflop = statistics.mean(counts[FLOWRL])
+    megabytes = (moved["adam"] + moved["polyak"]) / 1e6
+    copied = statistics.median(measured["copy_bytes_per_second"]) / 1e9
+    rows = []
+    for name, bound in bounds.items():
+        speed = statistics.median(measured["product_gigaflops_per_second"][name])
+        milliseconds = [f"{1e3 * gigaflop / speed:.2f}", f"{megabytes / copied:.2f}"]
+        rows.append([name, f"{speed:.0f}", f"{copied:.1f}", *milliseconds, *spread(bound)])
+    others = ", ".join(f"{name} {statistics.mean(counts[name]):.2f}" for name in counts if name != FLOWRL)
+    title = (
+        f"An update of FlowRL has {gigaflop:.2f} GFLOP of matrix products ({max(counts[FLOWRL]):.2f} with an actor step, "
+        f"{min(counts[FLOWRL]):.2f} without; {others or 'no others counted'}) and moves {megabytes:.1f} MB "
+        f"({moved['adam'] / 1e6:.1f} Adam, {moved['polyak'] / 1e6:.1f} Polyak averaging; "
+        f"{moved['parameters'] / 1e6:.2f} M trained parameters). Rooflines, in updates a second:"
+    )
+    header = ["precision", "products, GFLOP/s", "copy, GB/s", "ms of products", "ms of memory", *SPREAD_HEADER]
+    print_table(title, header, rows)
+
+
+def print_cold_starts(title: str, samples: dict[str, dict[str, list[float]]]) -> None:
+    """
+    :param title: of the run
+    :param samples: what ``cold_starts`` returned
+    """
+
+    def cells(seconds: Sequence[float]) -> list[str]:
+        steady = statistics.median(seconds[UPDATE_CYCLE:])
+        return [f"{seconds[0]:.1f}", f"{sum(seconds[:UPDATE_CYCLE]) - UPDATE_CYCLE * steady:.1f}"]
+
+    rows = [[name, cache, *cells(seconds)] for name, caches in samples.items() for cache, seconds in caches.items()]
+    print_table(title, ["seconds", "compiler's", "first update", f"compilation within the first {UPDATE_CYCLE}"], rows)
+
+
+def main() -> None:
+    parser = make_parser(__file__, __doc__)
+    add_timing_options(parser, rounds=7, seconds=2.0)
+    add_contender_option(parser, [*SETTINGS, *PEERS, *TRANSCRIPTIONS])
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--width", type=int, help="width of the hidden layers, in the place of the architecture's own")
+    parser.add_argument("--obs-dim", type=int, default=17)
+    parser.add_argument("--action-dim", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--buffer-size", type=int, default=100_000)
+    parser.add_argument("--cold-start", action=BooleanOptionalAction, default=True, help="time the compiler, too")
+    args = parse(
+        parser,
+        rounds=2,
+        seconds=0.02,
+        contenders=[*EAGER, *PEERS, *TRANSCRIPTIONS],
+        architectures=["paper"],
+        threads=[1],
+        width=16,
+        batch_size=16,
+        buffer_size=1_000,
+        cold_start=False,
+    )
+    record = Record(args)
+    results: list[dict[str, Any]] = []
+    for name in args.architectures:
+        architecture = ARCHITECTURES[name] if args.width is None else replace(ARCHITECTURES[name], width=args.width)
+        title = f"{name}, {architecture.width} wide, batch {args.batch_size}, obs {args.obs_dim}, act {args.action_dim}"
+        for threads in args.threads:
+            measured = in_fresh_process(measure, architecture, args, threads=threads)
+            rates, bounds = measured["updates_per_second"], rooflines(measured)
+            of_own = {name: bounds[setting["precision"]] for name, setting in SETTINGS.items()}
+            of_bfloat16 = dict.fromkeys(SETTINGS, bounds["bfloat16"])
+            columns = {"of its roofline": of_own.get, "of bfloat16's": of_bfloat16.get}
+            print_rates(f"## {title}, {threads} thread(s)", "updates a second", rates, columns)
+            print_rooflines(measured, bounds)
+            found = asked_ratios(rates, bounds["bfloat16"])
+            print_ratios(found)
+            results.append(dict(architecture=name, threads=threads, rooflines=bounds, ratios=found, **measured))
+        if args.cold_start:
+            samples = cold_starts(architecture, args)
+            print_cold_starts(f"## Cold start: {title}, {args.threads[0]} thread(s)", samples)
+            results.append(dict(architecture=name, threads=args.threads[0], first_updates_seconds=samples))
+    record.write(results=results)
+
+
+if __name__ == "__main__":
+    main()

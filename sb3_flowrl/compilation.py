@@ -1,0 +1,73 @@
+"""
+Running a pure function of tensors eagerly or through ``torch.compile``.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+
+#: All models of a process would else share one limit of recompilations. Older releases of PyTorch can't separate them.
+_ISOLATION: dict[str, Any] = (
+    dict(isolate_recompiles=True) if "isolate_recompiles" in inspect.signature(th.compile).parameters else {}
+)
+
+
+class MaybeCompiled:
+    """
+    A pure function that can be called eagerly or compiled. What was compiled stays behind when it is copied or pickled.
+
+    Each object compiles for itself, once for each combination of shapes, dtypes and settings that it is called with.
+
+    :param function: a function of tensors (in any nesting of tuples), modules and constants, without side effects
+    :param cuda_graphs: capture what was compiled in CUDA graphs, of which each output is overwritten by the next call
+    """
+
+    def __init__(self, function: Callable[..., Any], cuda_graphs: bool):
+        self.function = function
+        self.cuda_graphs = cuda_graphs
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, compiled: bool) -> Any:
+        """
+        :param args: arguments of the function
+        :param compiled: whether to compile it (at the first such call, which takes up to a minute)
+        :return: what the function returns
+        """
+        if not compiled:
+            return self.function(*args)
+        if self._compiled is None:
+            self._compiled = th.compile(
+                self.function,
+                fullgraph=True,
+                dynamic=False,
+                mode="reduce-overhead" if self.cuda_graphs else None,
+                **_ISOLATION,
+            )
+        try:
+            return self._compiled(*args)
+        except _compiler_errors() as error:
+            warnings.warn(
+                f"{self.function.__name__} could not be compiled, and runs eagerly, which gives the same results more slowly. "
+                "On a CPU, torch.compile needs a C++ compiler such as g++ (or the one that the environment variable CXX "
+                f"names); compile=False never compiles. The reason was: {_first_lines(error)}"
+            )
+            self._compiled = self.function
+            return self.function(*args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    """What ``torch.compile`` raises; importing it takes a second, so that only those who compile do."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit
+
+
+def _first_lines(error: Exception, n_lines: int = 3) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:n_lines])}"

@@ -1,0 +1,130 @@
+"""
+Equal multi-layer perceptrons with their parameters stacked: one tensor for each layer of all of them.
+
+A twin critic has two networks of one shape on one input. Stacked, they are few large tensors for the optimiser and for the
+Polyak average, and on an accelerator each layer of all networks is one batched matrix product. On a CPU the networks are
+still evaluated one after the other, whose activations then stay in the processor's cache: at a width of 512 this is a seventh
+faster than the batched product (measured on an AMD EPYC with 1 MiB of L2 cache a core).
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial, reduce
+from typing import cast
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+#: One layer of one network.
+Layer = Callable[[th.Tensor], th.Tensor]
+
+
+class StackedLinear(nn.Module):
+    """
+    :param layers: n linear layers of one shape
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        super().__init__()
+        self.weight = nn.Parameter(th.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(th.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: ``(n, B, in)``
+        :return: ``(n, B, out)``
+        """
+        return th.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
+
+    def unbind(self) -> Sequence[Layer]:
+        """:return: the n layers; the gradients of all reach the stacked parameters"""
+        return [partial(F.linear, weight=w, bias=b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
+
+
+class StackedLayerNorm(nn.Module):
+    """
+    Computes in float32, also under autocast, as PyTorch does on CUDA.
+
+    :param layers: n layer normalisations of one width
+    """
+
+    def __init__(self, layers: Sequence[nn.LayerNorm]):
+        super().__init__()
+        self.eps = layers[0].eps
+        self.weight = nn.Parameter(th.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(th.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: ``(n, B, width)``
+        :return: ``(n, B, width)``
+        """
+        normalised = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
+        return th.addcmul(self.bias.unsqueeze(1), normalised, self.weight.unsqueeze(1))
+
+    def unbind(self) -> Sequence[Layer]:
+        """:return: the n layers; the gradients of all reach the stacked parameters"""
+        return [partial(self._one, w, b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
+
+    def _one(self, weight: th.Tensor, bias: th.Tensor, x: th.Tensor) -> th.Tensor:
+        return F.layer_norm(x.float(), weight.shape, weight, bias, self.eps)
+
+
+class StackedActivation(nn.Module):
+    """
+    :param layers: n activations of one class; with parameters of their own (``nn.PReLU``) each acts on its own network
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.n_networks = len(layers)
+        has_state = bool(layers[0].state_dict())
+        self.layers = nn.ModuleList(deepcopy(list(layers if has_state else layers[:1])))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: ``(n, B, width)``
+        :return: ``(n, B, width)``
+        """
+        if len(self.layers) == 1:
+            return self.layers[0](x)
+        return th.stack([layer(each) for layer, each in zip(self.layers, x.unbind(), strict=True)])
+
+    def unbind(self) -> Sequence[Layer]:
+        """:return: the n activations"""
+        return list(self.layers) * (self.n_networks // len(self.layers))
+
+
+class StackedMLP(nn.Sequential):
+    """
+    The given networks as one module, which has their values and starts with copies of their parameters.
+
+    :param networks: n sequences of equal ``nn.Linear``, ``nn.LayerNorm`` and activation layers
+    """
+
+    def __init__(self, networks: Sequence[nn.Sequential]):
+        super().__init__(*(self._stack(layers) for layers in zip(*networks, strict=True)))
+        self.n_networks = len(networks)
+
+    @staticmethod
+    def _stack(layers: tuple[nn.Module, ...]) -> nn.Module:
+        if isinstance(layers[0], nn.Linear):
+            return StackedLinear(cast(Sequence[nn.Linear], layers))
+        if isinstance(layers[0], nn.LayerNorm):
+            return StackedLayerNorm(cast(Sequence[nn.LayerNorm], layers))
+        return StackedActivation(layers)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: one input for all networks, ``(B, in)``
+        :return: the networks' outputs, ``(n, B, out)``, in float32 whatever precision they ran in
+        """
+        return (self._one_by_one(x) if x.device.type == "cpu" else self._batched(x)).float()
+
+    def _one_by_one(self, x: th.Tensor) -> th.Tensor:
+        networks = zip(*(cast(StackedLinear, layer).unbind() for layer in self), strict=True)
+        return th.stack([reduce(lambda y, layer: layer(y), network, x) for network in networks])
+
+    def _batched(self, x: th.Tensor) -> th.Tensor:
+        return super().forward(x.expand(self.n_networks, *x.shape))

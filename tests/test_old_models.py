@@ -1,0 +1,116 @@
+"""
+Models saved before the networks of a critic were stacked.
+
+``data/old/core_model.zip`` was made at commit 5697fb5, by 70 updates on Pendulum-v1 with ``net_arch=[8, 8]``.
+``core_model.npz`` holds what that commit computed with it: predictions and values, and the same again after four updates on
+the replay data and random numbers that are in it too.
+"""
+
+from copy import deepcopy
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+from sb3_flowrl import FlowRL
+from sb3_flowrl.flow import FlowNoise
+from sb3_flowrl.old_models import stack_optimizer_state, stack_state_dict
+from sb3_flowrl.stacked import StackedMLP
+from tests.test_flowrl import assert_same, moments, parameters, trained_model
+
+DATA = Path(__file__).parent / "data" / "old"
+TWINS = ("critic", "critic_target", "behavior_critic", "behavior_critic_target")
+
+
+@pytest.fixture
+def data():
+    with np.load(DATA / "core_model.npz") as arrays:
+        return dict(arrays)
+
+
+def check_values(model: FlowRL, data: dict[str, np.ndarray], prefix: str, atol: float) -> None:
+    observations, actions = th.as_tensor(data["observations"]), th.as_tensor(data["actions"])
+    predictions, _ = model.predict(data["observations"], deterministic=True)
+    np.testing.assert_allclose(predictions, data[f"{prefix}predictions"], atol=atol)
+    with th.no_grad():
+        values = {name: th.cat(getattr(model, name)(observations, actions), 1) for name in TWINS}
+        values["behavior_value"] = model.behavior_value(observations)
+    for name, value in values.items():
+        np.testing.assert_allclose(value.numpy(), data[prefix + name], atol=atol, err_msg=name)
+
+
+def test_it_predicts_and_judges_as_before(data):
+    check_values(FlowRL.load(DATA / "core_model"), data, "", atol=1e-6)
+
+
+def test_it_goes_on_training_as_before(data, monkeypatch):
+    model = FlowRL.load(DATA / "core_model", env=gym.make("Pendulum-v1"))
+    assert model._n_updates == data["n_updates"]
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    buffer = model.replay_buffer
+    assert isinstance(buffer, ReplayBuffer)
+    for index, obs in enumerate(data["buffer_observations"]):
+        next_obs, action = data["buffer_next_observations"][index], data["buffer_actions"][index]
+        buffer.add(obs, next_obs, action, data["buffer_rewards"][index], np.zeros(1), [{}])
+    # each of four updates on all 64 transitions
+    monkeypatch.setattr(buffer, "sample", lambda size, env=None: buffer._get_samples(np.repeat(np.arange(64), size // 64)))
+    noises = iter([FlowNoise(*(th.as_tensor(data[f"noise_{name}"][i]) for name in FlowNoise._fields)) for i in range(4)])
+    monkeypatch.setattr(model, "_draw_noise", lambda batch_size: next(noises))
+    model.train(4, 64)
+    check_values(model, data, "after_", atol=1e-5)
+
+
+def test_what_it_is_saved_as_now_is_left_alone(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model")
+    assert_same(parameters(model), parameters(loaded))
+    assert_same(moments(model), moments(loaded))
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.PReLU])
+@pytest.mark.parametrize("n_networks", [1, 2])
+def test_separate_networks_and_their_moments_are_stacked(n_networks, activation):
+    extractor = nn.Linear(3, 3)
+    networks = [nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), activation(), nn.Linear(4, 1)) for _ in range(n_networks)]
+    separate = nn.ModuleDict(dict(extractor=extractor, networks=nn.ModuleList(networks)))
+    stacked = nn.ModuleDict(dict(extractor=nn.Linear(3, 3), networks=StackedMLP(networks)))
+    old_optimizer, new_optimizer = (th.optim.Adam(module.parameters(), lr=0.1) for module in (separate, stacked))
+    inputs = th.randn(16, 3)
+
+    def step(optimizer, forward):
+        optimizer.zero_grad()
+        forward(inputs).square().sum().backward()
+        optimizer.step()
+
+    def old_forward(x):
+        return th.stack([network(extractor(x)) for network in networks])
+
+    def new_forward(x):
+        return stacked["networks"](stacked["extractor"](x))
+
+    for _ in range(3):
+        step(old_optimizer, old_forward)
+
+    def convert(saved_parameters, saved_state):
+        stack_state_dict(stacked["networks"], saved_parameters, "")
+        stacked.load_state_dict(saved_parameters)
+        new_optimizer.load_state_dict(stack_optimizer_state(stacked["networks"], new_optimizer, saved_state))
+
+    convert(separate.state_dict(), deepcopy(old_optimizer.state_dict()))
+    th.testing.assert_close(new_forward(inputs), old_forward(inputs))
+    for _ in range(3):
+        step(old_optimizer, old_forward)
+        step(new_optimizer, new_forward)
+    th.testing.assert_close(new_forward(inputs), old_forward(inputs))
+
+    # what is stacked already goes through as it is
+    after = new_forward(inputs)
+    convert(stacked.state_dict(), new_optimizer.state_dict())
+    assert th.equal(new_forward(inputs), after)
+    assert all(state["step"] == 6 for state in new_optimizer.state.values())

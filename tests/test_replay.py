@@ -1,0 +1,77 @@
+"""From the replay buffer to the batches of a ``train()`` call."""
+
+import pytest
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.envs import SimpleMultiObsEnv
+
+from sb3_flowrl import FlowRL, RecencyReplayBuffer, replay
+from tests.test_flowrl import make_model, trained_model
+
+CPU = th.device("cpu")
+
+
+def test_a_sample_is_dealt_out_in_turns():
+    batches = replay.split(th.arange(12).reshape(6, 2), 3, CPU)
+    assert [batch.tolist() for batch in batches] == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
+    assert all(batch.is_contiguous() for batch in batches)
+    assert [batch["key"].tolist() for batch in replay.split({"key": th.arange(4)}, 2, CPU)] == [[0, 2], [1, 3]]
+    assert replay.split(None, 2, CPU) == [None, None]
+
+
+def test_every_batch_has_its_share_of_the_newest_transitions():
+    """``RecencyReplayBuffer`` puts them last in a sample, which is that of four updates here."""
+    model = make_model(
+        replay_buffer_class=RecencyReplayBuffer, replay_buffer_kwargs=dict(recent_share=0.25, recent_size=5)
+    ).learn(100)
+    assert model.replay_buffer is not None
+    model.replay_buffer.rewards[:] = 0
+    model.replay_buffer.rewards[95:100] = 1
+    for batch in model._sample_batches(4, 64):
+        assert 16 <= batch.rewards.sum() <= 30  # some of the uniform ones are new too
+
+
+def count_samples(model: FlowRL, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    sizes: list[int] = []
+    assert model.replay_buffer is not None
+    sample = model.replay_buffer.sample
+
+    def counted(size, env=None):
+        sizes.append(size)
+        return sample(size, env=env)
+
+    monkeypatch.setattr(model.replay_buffer, "sample", counted)
+    return sizes
+
+
+def test_one_sample_serves_all_updates_of_a_call(monkeypatch):
+    model = trained_model()
+    sizes = count_samples(model, monkeypatch)
+    n_updates = model._n_updates
+    model.train(6, batch_size=8)
+    assert sizes == [48] and model._n_updates == n_updates + 6
+
+
+def test_samples_that_would_need_too_much_memory_come_in_several(monkeypatch):
+    model = trained_model()
+    assert isinstance(model.replay_buffer, ReplayBuffer)
+    # Pendulum: two observations of 3 numbers, an action, reward, end and discount, all float32
+    assert replay.transition_bytes(model.replay_buffer) == 4 * (2 * 3 + 1 + 3)
+    monkeypatch.setattr(replay, "MAX_SAMPLE_BYTES", 2 * 8 * 40)
+    sizes = count_samples(model, monkeypatch)
+    model.train(5, batch_size=8)
+    assert sizes == [16, 16, 8]
+    sizes.clear()
+    model.train(2, batch_size=100)  # even if one batch is too large
+    assert sizes == [100, 100]
+
+
+def test_dict_observations_count_all_their_parts():
+    env = SimpleMultiObsEnv(discrete_actions=False, num_col=2, num_row=2)
+    model = FlowRL("MultiInputPolicy", env, buffer_size=10, learning_starts=2, policy_kwargs=dict(net_arch=[8]))
+    assert isinstance(model.replay_buffer, ReplayBuffer)
+    n_bytes = 64 * 64 + 5 * 4  # a grey image, and a vector that is stored as float32
+    assert replay.transition_bytes(model.replay_buffer) == 2 * n_bytes + 4 * (4 + 3)
+    model.learn(6)
+    first, second = model._sample_batches(2, 3)
+    assert first.observations["img"].shape[0] == second.next_observations["vec"].shape[0] == 3
