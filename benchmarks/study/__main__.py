@@ -1,0 +1,57 @@
+"""
+Run studies and report on them::
+
+    python -m benchmarks.study run smoke            # finished runs are skipped, interrupted ones go on
+    python -m benchmarks.study report smoke         # tables, figures and pages from the finished runs' files alone
+
+A study is a file, or the name of one in benchmarks/study/studies.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .records import RESULTS, WORK, Folders, write_atomically
+from .study import StudyError, find_study, load_study
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Do a study's runs; tell whether all are finished."""
+    from .runner import Resources, run_study
+
+    path = find_study(args.study)
+    study = load_study(path)
+    write_atomically(args.results / study.name / "study.yml", path.read_text(encoding="utf-8"))
+    resources = Resources(args.address, args.cpus, args.cpus_per_run, args.gpus_per_run, args.retries)
+    return run_study(study, Folders(args.results.resolve(), args.work.resolve()), resources)
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    running = commands.add_parser("run", help="do all runs of a study that are not finished")
+    running.set_defaults(action=run)
+    running.add_argument("--address", default="", help="of a Ray cluster, or 'auto'; by default this machine alone")
+    running.add_argument("--cpus", type=int, help="cores to use on this machine (all)")
+    running.add_argument("--cpus-per-run", type=float, default=1.0, help="cores that a run reserves (%(default)s)")
+    running.add_argument("--gpus-per-run", type=float, default=0.0, help="share of a GPU that a run gets (%(default)s)")
+    running.add_argument("--retries", type=int, default=3, help="restarts of a run whose worker died (%(default)s)")
+    running.add_argument("--work", type=Path, default=WORK, help="folder for the checkpoints of unfinished runs (%(default)s)")
+
+    for command in (running,):
+        command.add_argument("study")
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of all studies' results (%(default)s)")
+    args = parser.parse_args()
+    try:
+        succeeded = args.action(args)
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if succeeded else 1)
+
+
+if __name__ == "__main__":
+    main()

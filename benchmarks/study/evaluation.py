@@ -1,0 +1,133 @@
+"""
+Evaluation of a policy while it is trained, without a trace in the training.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+
+from .study import Run
+
+#: Where the journal is in a model.
+JOURNAL = "study_journal"
+#: Apart from the seeds of training.
+FIRST_EVALUATION_SEED = 1_000_000
+#: Digits after the point that are kept of a return.
+DIGITS = 3
+
+
+@contextmanager
+def random_numbers_apart(seed: int) -> Iterator[None]:
+    """
+    Have the block draw random numbers of its own; afterwards the global generators are as they were.
+
+    :param seed: of the block's numbers
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with th.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        th.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def journal_of(model: BaseAlgorithm) -> dict[str, Any]:
+    """
+    What is known of a run so far: its evaluations, its clocks, and where it was resumed.
+
+    It is kept in the model, so that a checkpoint holds the evaluations up to its own step, and those alone.
+
+    :param model: the model that is trained
+    :return: the journal, to be changed in place
+    """
+    empty = dict(evaluations=[], random_returns=[], seconds=0.0, cpu_seconds=0.0, evaluation_seconds=0.0, resumed_at=[])
+    return vars(model).setdefault(JOURNAL, empty)
+
+
+class RandomPolicy:
+    """
+    Uniformly random actions.
+
+    :param env: the environments to act in
+    :param seed: of the actions
+    """
+
+    def __init__(self, env: VecEnv, seed: int):
+        self.action_space, self.n_envs = env.action_space, env.num_envs
+        self.action_space.seed(seed)
+
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, None]:
+        """As a model's; takes no notice of what it is given."""
+        return np.array([self.action_space.sample() for _ in range(self.n_envs)]), None
+
+
+class Evaluate(BaseCallback):
+    """
+    Evaluate in each mode every so many steps, and keep the time.
+
+    Each environment plays one episode of an evaluation, and begins it from the same state at every evaluation. Before the
+    first step, uniformly random actions are evaluated in the same way: that is where the scale of the scores begins.
+
+    :param run: says how to evaluate
+    :param env: as many environments as an evaluation has episodes, which nothing else uses
+    :param tell: is called with the number of steps done, at every step
+    """
+
+    def __init__(self, run: Run, env: VecEnv, tell: Callable[[int], None]):
+        super().__init__()
+        self.run, self.env, self.tell = run, env, tell
+
+    def _on_training_start(self) -> None:
+        self.journal = journal_of(self.model)
+        if not self.journal["random_returns"]:
+            self.journal["random_returns"] = self._play(RandomPolicy(self.env, self.run.seed), deterministic=True)
+        self._read_clocks()
+
+    def _on_step(self) -> bool:
+        self._read_clocks()
+        if self.num_timesteps % self.run.evaluation.every == 0:
+            point: dict[str, Any] = dict(step=self.num_timesteps, seconds=round(self.journal["seconds"], 1))
+            for mode, deterministic in self.run.modes.items():
+                point[mode] = self._play(self.model, deterministic)
+            self.journal["evaluations"].append(point)
+            self._read_clocks("evaluation_seconds")
+        self.tell(self.num_timesteps)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._read_clocks()
+
+    def _play(self, policy: PolicyPredictor, deterministic: bool) -> list[float]:
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(self.training_env, self.env)
+        self.env.seed(FIRST_EVALUATION_SEED + 1_000 * self.run.seed)
+        with random_numbers_apart(self.num_timesteps):
+            returns, _ = evaluate_policy(
+                policy, self.env, self.run.evaluation.episodes, deterministic=deterministic, return_episode_rewards=True
+            )
+        return np.round(returns, DIGITS).tolist()
+
+    def _read_clocks(self, evaluation: str = "") -> None:
+        """Add the time since the last call to training's clocks, or to the evaluation's."""
+        now = (time.perf_counter(), time.process_time())
+        before = getattr(self, "_last_reading", now)
+        if evaluation:
+            self.journal[evaluation] += now[0] - before[0]
+        else:
+            self.journal["seconds"] += now[0] - before[0]
+            self.journal["cpu_seconds"] += now[1] - before[1]
+        self._last_reading = now

@@ -1,0 +1,50 @@
+"""
+Checkpoints of any off-policy algorithm, with sb3_flowrl's own machinery.
+"""
+
+from pathlib import Path
+
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_flowrl import ResumableCheckpointCallback
+from sb3_flowrl.checkpoint import find_checkpoint, list_checkpoints
+from sb3_flowrl.run_state import load_run, save_run
+
+
+class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
+    """
+    sb3_flowrl's checkpoints for SB3's algorithms as well: the same files, written between the same episodes.
+
+    Between two episodes FlowRL makes the last reset again, which leaves no trace in its run. SB3's algorithms don't keep what
+    that takes, so that their environments are reset once more, as ``run_state.py`` tells. Either way the run goes on in the
+    same way whether it is interrupted or not. A checkpoint that can't be written ends the run with an error.
+    """
+
+    def _init_callback(self) -> None:
+        if not hasattr(self.model, "_generators_before_step"):
+            self.model._generators_before_step = None  # what run_state.py looks for
+
+    def _save(self) -> None:
+        self.last_saved = self.num_timesteps
+        save_run(self.model, self.folder, self.keep)
+
+    def _on_training_end(self) -> None:
+        pass  # the run's record is all that is wanted then
+
+
+def resume(algorithm: type[OffPolicyAlgorithm], folder: Path, env: VecEnv, device: str) -> OffPolicyAlgorithm | None:
+    """
+    :param algorithm: the model's class
+    :param folder: where the run's checkpoints are
+    :param env: the environment, made and wrapped as the run's was
+    :param device: where the networks are to be
+    :return: the model as it was at the newest whole checkpoint, or None if there is no checkpoint
+    :raises CheckpointError: if there are checkpoints, and none is whole
+    """
+    if not list_checkpoints(folder):
+        return None
+    path = find_checkpoint(folder)
+    model = algorithm.load(path / "model.zip", env=env, device=device)
+    load_run(model, path)  # type: ignore[arg-type]
+    return model

@@ -1,0 +1,179 @@
+"""
+One run of a study: trained by rl_zoo3's ExperimentManager, evaluated, and resumed where it was interrupted.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from filelock import FileLock, Timeout
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS, get_class_by_name
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
+
+from sb3_flowrl import zoo
+
+from .evaluation import Evaluate, journal_of
+from .records import Record, describe_machine, write_atomically
+from .resuming import CheckpointAnyAlgorithm, resume
+from .study import Run
+
+#: Environment steps after which a checkpoint is due; it waits for the end of the episode.
+CHECKPOINT_EVERY = 5_000
+#: Seconds between two notes of the progress.
+NOTE_EVERY = 2.0
+PROGRESS = "progress.json"
+
+
+class Manager(ExperimentManager):
+    """
+    rl_zoo3's manager; a model that was resumed goes on counting its steps, and an interrupted run isn't taken for finished.
+    """
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: the model, new or resumed
+        """
+        assert model.env is not None
+        try:
+            remaining = self.n_timesteps - model.num_timesteps
+            model.learn(remaining, callback=self.callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[call-arg]
+        finally:
+            model.env.close()
+
+
+def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> Record:
+    """
+    Do a run, or what is missing of it.
+
+    :param run: what to do
+    :param scratch: folder of this run alone, for its checkpoints; to be deleted when the run's record is safe
+    :param device: torch's name of the device
+    :param command: what the user typed, for the record
+    :return: the run's record: specification, evaluations, hyperparameters as resolved, versions, times
+    :raises RuntimeError: if another process works on the same run
+    """
+    zoo.register()
+    for package in run.gym_packages:
+        importlib.import_module(package)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with only_process_in(scratch), open(scratch / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        th.set_num_threads(1)
+        set_random_seed(run.seed)
+        manager, hyperparameters = make_manager(run, scratch, device)
+        model, threads = train(manager, run, scratch), th.get_num_threads()
+    return dict(
+        run=run.specification(),
+        hyperparameters={key: _as_plain_data(value) for key, value in hyperparameters.items()},
+        **{key: round(value, 1) if isinstance(value, float) else value for key, value in journal_of(model).items()},
+        n_updates=model._n_updates,
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        device=str(model.device),
+        threads=threads,
+        **describe_machine(),
+    )
+
+
+def make_manager(run: Run, scratch: Path, device: str) -> tuple[Manager, dict[str, Any]]:
+    """
+    Have rl_zoo3 read its hyperparameters, put the study's over them, and make environment and model.
+
+    :param run: what to do
+    :param scratch: where the manager may write
+    :param device: torch's name of the device
+    :return: the manager, with the fresh model as its ``model``, and the hyperparameters before they were made into objects
+    """
+    shutil.rmtree(scratch / "zoo", ignore_errors=True)  # what an interrupted run logged
+    hyperparameters = dict(run.hyperparameters)
+    if isinstance(buffer_class := hyperparameters.get("replay_buffer_class"), str):
+        hyperparameters["replay_buffer_class"] = get_class_by_name(buffer_class)  # rl_zoo3 knows but its own by name
+    manager = Manager(
+        argparse.Namespace(),
+        run.algo,
+        run.env,
+        log_folder=str(scratch / "zoo"),
+        n_timesteps=run.steps,
+        eval_freq=-1,  # as rl_zoo3's evaluations draw from the random numbers of training
+        n_eval_envs=run.evaluation.episodes,
+        hyperparams=hyperparameters,
+        seed=run.seed,
+        verbose=0,
+        device=device,
+    )
+    experiment = manager.setup_experiment()
+    assert experiment is not None  # it is only where hyperparameters are optimised
+    manager.model, resolved = experiment  # type: ignore[attr-defined]
+    return manager, resolved
+
+
+def train(manager: Manager, run: Run, scratch: Path) -> OffPolicyAlgorithm:
+    """
+    :param manager: from :func:`make_manager`
+    :param run: what to do
+    :param scratch: where the checkpoints are
+    :return: the model at the end of the run
+    """
+    model = manager.model  # type: ignore[attr-defined]
+    checkpoints = scratch / "checkpoints"
+    resumed = resume(ALGOS[run.algo], checkpoints, model.env, str(model.device))  # type: ignore[arg-type]
+    if resumed is not None:
+        model = resumed
+        journal_of(model)["resumed_at"].append(model.num_timesteps)
+    evaluation_env = manager.create_envs(run.evaluation.episodes, eval_env=True)
+    manager.callbacks += [
+        Evaluate(run, evaluation_env, note_progress(scratch)),
+        CheckpointAnyAlgorithm(checkpoints, CHECKPOINT_EVERY, keep=1),
+    ]
+    try:
+        manager.learn(model)
+    finally:
+        evaluation_env.close()
+    return model
+
+
+def note_progress(scratch: Path) -> Callable[[int], None]:
+    """
+    :param scratch: the run's folder
+    :return: what is to be told the number of steps done; now and then it writes it into ``progress.json``, with the process id
+    """
+    due = 0.0
+
+    def tell(step: int) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            write_atomically(scratch / PROGRESS, json.dumps(dict(step=step, pid=os.getpid())))
+            due = time.monotonic() + NOTE_EVERY
+
+    return tell
+
+
+@contextlib.contextmanager
+def only_process_in(folder: Path) -> Iterator[None]:
+    """
+    Keep other processes out of a folder.
+
+    :param folder: a run's folder
+    :raises RuntimeError: if another process is in it, and still is after ten seconds
+    """
+    try:
+        # Ten seconds, in which a process that has just been killed is gone
+        with FileLock(folder / "lock", timeout=10):
+            yield
+    except Timeout:
+        raise RuntimeError(f"Another process works on the run in {folder}. Wait for it, or end it.") from None
+
+
+def _as_plain_data(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

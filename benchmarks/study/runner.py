@@ -1,0 +1,160 @@
+"""
+Does the runs of a study as Ray tasks, on this machine or on a cluster.
+
+A run's task can be done any number of times: a finished run is skipped, and one that was interrupted goes on from its
+checkpoint. So all that is left to Ray is to start a task again whose worker has died. On a cluster every machine must see the
+same checkout and the same result and work folders under the same paths.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .progress import Progress
+from .records import Folders, find_record, to_json, write_atomically
+from .run import PROGRESS, execute
+from .study import Run, Study
+
+# Ray reads them when it is imported
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+try:
+    import ray
+except ImportError as error:
+    raise ImportError("Studies are run by Ray. Install it with: pip install -e '.[mujoco,dmc,ray]'") from error
+
+#: Seconds between two looks at what the runs are doing.
+LOOK_EVERY = 1.0
+#: Seconds without a note of its progress after which a run doesn't count as running: it was interrupted, or is stopped.
+SILENT_AFTER = 120.0
+#: Enough for what is exchanged here, which is next to nothing.
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Resources:
+    """
+    What runs on what.
+
+    :param address: of a Ray cluster, or "" for this machine alone
+    :param cpus: cores that Ray may use on this machine; None for all
+    :param cpus_per_run: cores that a run reserves (it computes on one)
+    :param gpus_per_run: share of a GPU that a run reserves; above 0 it trains on the GPU
+    :param retries: how many times a run is started again whose worker died
+    """
+
+    address: str = ""
+    cpus: int | None = None
+    cpus_per_run: float = 1.0
+    gpus_per_run: float = 0.0
+    retries: int = 3
+
+
+def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
+    """
+    Do all runs of a study that are not finished.
+
+    :param study: the study
+    :param folders: where files are, and are to be
+    :param resources: what runs on what
+    :return: whether all runs are finished now
+    :raises StudyError: if there are results of other runs in the place of the study's
+    """
+    runs = study.runs()
+    missing = [run for run in runs if find_record(study, run, folders) is None]
+    n_done = len(runs) - len(missing)
+    print(f"{study.name}: {len(runs)} runs, of which {n_done} are finished already")
+    if not missing:
+        return True
+    _start_ray(resources)
+    try:
+        return _watch(study, missing, n_done, folders, resources)
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(resources: Resources) -> None:
+    quiet = dict(log_to_driver=False, logging_level="warning")
+    if resources.address:
+        ray.init(address=resources.address, **quiet)
+    else:
+        ray.init(num_cpus=resources.cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+
+
+def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, resources: Resources) -> bool:
+    task = ray.remote(
+        # A worker does one run: what a run leaves in its process is gone with it
+        max_calls=1,
+        max_retries=resources.retries,
+        num_cpus=resources.cpus_per_run,
+        num_gpus=resources.gpus_per_run,
+    )(do_run)
+    device = "cuda" if resources.gpus_per_run > 0 else "cpu"
+    command = " ".join(["python -m benchmarks.study", *sys.argv[1:]])
+    pending = {task.remote(study.name, run, folders, device, command): run for run in missing}
+    n_failed = 0
+    with Progress(study.name, study.steps * len(missing)) as progress:
+        while pending:
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_EVERY)
+            for reference in ready:
+                run = pending.pop(reference)
+                if problem := _outcome(reference, study, run, folders):
+                    n_failed += 1
+                    progress.say(f"{run.name} failed: {problem}. See {folders.failure(study.name, run)}")
+                else:
+                    n_done += 1
+                    progress.say(f"{run.name} is finished")
+            notes = {run.name: folders.scratch(study.name, run) / PROGRESS for run in pending.values()}
+            steps = {name: _steps_done(note) for name, note in notes.items() if note.exists()}
+            running = {name: 100 * step // study.steps for name, step in steps.items() if _is_fresh(notes[name])}
+            steps_done = (len(missing) - len(pending)) * study.steps + sum(steps.values())
+            progress.show(n_done, n_failed, len(pending) - len(running), running, steps_done)
+    print(f"{study.name}: {n_done} runs finished, {n_failed} failed")
+    return n_failed == 0
+
+
+def do_run(study: str, run: Run, folders: Folders, device: str, command: str) -> str:
+    """
+    Do a run in a process of its own, and write what is left of it.
+
+    :param study: the study's name
+    :param run: the run
+    :param folders: where files are
+    :param device: torch's name of the device
+    :param command: what the user typed, for the record
+    :return: what went wrong in a few words, or "" if nothing did
+    """
+    record, failure = folders.record(study, run), folders.failure(study, run)
+    if record.exists():  # the worker died after it had written it
+        return ""
+    scratch = folders.scratch(study, run)
+    try:
+        write_atomically(record, to_json(execute(run, scratch, device, command)))
+    except Exception as error:
+        write_atomically(failure, traceback.format_exc())
+        return f"{type(error).__name__}: {error}"
+    failure.unlink(missing_ok=True)
+    shutil.rmtree(scratch)
+    return ""
+
+
+def _outcome(reference: "ray.ObjectRef[str]", study: Study, run: Run, folders: Folders) -> str:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:  # above all, its worker died once too often
+        write_atomically(folders.failure(study.name, run), f"{type(error).__name__}: {error}\n")
+        return f"{type(error).__name__}"
+
+
+def _steps_done(note: Path) -> int:
+    return json.loads(note.read_text())["step"]
+
+
+def _is_fresh(note: Path) -> bool:
+    return time.time() - note.stat().st_mtime < SILENT_AFTER

@@ -1,0 +1,253 @@
+"""
+A study file: what is run, how often, for how long, and how it is evaluated.
+
+For example::
+
+    description: Is SAC better than TD3?
+    environments: [HalfCheetah-v4, Hopper-v4]
+    seeds: [0, 1, 2]
+    steps: 100_000
+    evaluation: {every: 5_000, episodes: 10}
+    baselines: [sac, td3]                       # scores are given relative to the best of these
+    hyperparameters:                            # of all algorithms, over those of rl_zoo3's files
+      policy_kwargs: dict(net_arch=[256, 256])
+    algorithms:
+      sac:
+      td3:
+      sac-slow: {algo: sac, hyperparameters: {tau: 0.001}}
+
+Hyperparameters are written as in rl_zoo3's files. Where the study says nothing, those files' own values for the algorithm and
+the environment stand.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from rl_zoo3.utils import ALGOS
+
+from sb3_flowrl import zoo
+
+zoo.register()
+
+STUDIES = Path(__file__).parent / "studies"
+NOT_EMPTY = Field(min_length=1)
+#: Algorithms whose policies don't draw actions, so that one mode of evaluation says all.
+DETERMINISTIC_ALGOS = ("td3", "ddpg")
+
+
+class StudyError(ValueError):
+    """
+    A study file that can't be run.
+    """
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Evaluation(_Strict):
+    """
+    How the policies are evaluated.
+
+    :param every: environment steps between evaluations
+    :param episodes: episodes of each evaluation, in each mode
+    """
+
+    every: PositiveInt
+    episodes: PositiveInt
+
+
+class Algorithm(_Strict):
+    """
+    An algorithm with its hyperparameters.
+
+    :param algo: rl_zoo3's name of it; by default the label under which it stands in the study
+    :param hyperparameters: what differs from the study's and from rl_zoo3's
+    """
+
+    algo: str = ""
+    hyperparameters: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    All that decides the outcome of one run, up to the versions of the libraries.
+
+    :param label: the algorithm's label in the study
+    :param algo: rl_zoo3's name of the algorithm
+    :param env: id of the environment
+    :param seed: of the run
+    :param steps: environment steps of training
+    :param evaluation: how it is evaluated
+    :param hyperparameters: over those of rl_zoo3's files
+    :param gym_packages: modules that register environments
+    """
+
+    label: str
+    algo: str
+    env: str
+    seed: int
+    steps: int
+    evaluation: Evaluation
+    hyperparameters: dict[str, Any]
+    gym_packages: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The run's name, also that of its file."""
+        return f"{self.env.replace('/', '-')}_{self.label}_seed{self.seed}"
+
+    @property
+    def modes(self) -> dict[str, bool]:
+        """The modes of evaluation, and whether ``predict`` is deterministic in each."""
+        both = {"deterministic": True, "stochastic": False}
+        return {"deterministic": True} if self.algo in DETERMINISTIC_ALGOS else both
+
+    def specification(self) -> dict[str, Any]:
+        """
+        :return: the run as plain data, to be written down and compared with
+        """
+        return {
+            **vars(self),
+            "evaluation": self.evaluation.model_dump(),
+            "gym_packages": list(self.gym_packages),
+        }
+
+
+class Study(_Strict):
+    """
+    What a study file says.
+
+    :param description: what the study asks, in a sentence or two
+    :param algorithms: the algorithms by their labels
+    :param environments: ids of environments
+    :param seeds: seeds of the runs
+    :param steps: environment steps of each run
+    :param evaluation: how the policies are evaluated
+    :param baselines: labels of the algorithms with whose best, task by task, scores are divided
+    :param hyperparameters: of all algorithms, over those of rl_zoo3's files
+    :param gym_packages: modules to import, as they register environments
+    :param includes: names of studies whose runs are taken over where this one asks for the same
+    :param name: the file's name without its ending
+    """
+
+    description: str
+    algorithms: Annotated[dict[Annotated[str, Field(pattern="^[a-z0-9.-]+$")], Algorithm], NOT_EMPTY]
+    environments: Annotated[list[str], NOT_EMPTY]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], NOT_EMPTY]
+    steps: PositiveInt
+    evaluation: Evaluation
+    baselines: Annotated[list[str], NOT_EMPTY]
+    hyperparameters: dict[str, Any] = {}
+    gym_packages: list[str] = []
+    includes: list[str] = []
+    name: str = ""
+
+    @field_validator("algorithms", mode="before")
+    @classmethod
+    def _fill_empty_entries(cls, algorithms: Any) -> Any:
+        if not isinstance(algorithms, dict):
+            return algorithms
+        return {label: {} if entry is None else entry for label, entry in algorithms.items()}
+
+    @field_validator("environments", "seeds", "baselines")
+    @classmethod
+    def _no_duplicates(cls, values: list) -> list:
+        if duplicates := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"{', '.join(map(str, duplicates))} is there more than once")
+        return values
+
+    def runs(self) -> list[Run]:
+        """
+        :return: all runs; those of the first seed come first, so that there is early something of everything
+        """
+        return [
+            Run(
+                label=label,
+                algo=algorithm.algo or label,
+                env=env,
+                seed=seed,
+                steps=self.steps,
+                evaluation=self.evaluation,
+                hyperparameters={**self.hyperparameters, **algorithm.hyperparameters},
+                gym_packages=tuple(self.gym_packages),
+            )
+            for seed in self.seeds
+            for env in self.environments
+            for label, algorithm in self.algorithms.items()
+        ]
+
+
+def find_study(name: str) -> Path:
+    """
+    :param name: a file, or the name of one in ``studies`` without its ending
+    :return: the file
+    :raises StudyError: if there is none
+    """
+    for path in (Path(name), STUDIES / f"{name}.yml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in STUDIES.glob("*.yml"))
+    raise StudyError(f"There is no study {name!r}. Give a file, or one of {', '.join(known)}.")
+
+
+def load_study(path: Path) -> Study:
+    """
+    :param path: the study file
+    :return: what it says, checked
+    :raises StudyError: if it can't be run as it is; the message names every fault that was found
+    """
+    try:
+        contents = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not YAML: {error}") from error
+    if not isinstance(contents, dict):
+        raise StudyError(f"{path} must hold keys such as 'algorithms' and 'environments', but is {contents!r}.")
+    try:
+        study = Study(**{**contents, "name": path.stem})
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']!r})"
+            for fault in error.errors(include_url=False)
+        ]
+        raise StudyError("\n  ".join([f"{path} is not a study that can be run:", *faults])) from error
+    if faults := list(_find_faults(study)):
+        raise StudyError("\n  ".join([f"{path} is not a study that can be run:", *faults]))
+    return study
+
+
+def _find_faults(study: Study) -> Iterable[str]:
+    """What the types alone don't tell."""
+    for label, algorithm in study.algorithms.items():
+        if (algo := algorithm.algo or label) not in ALGOS:
+            yield f"algorithms.{label}: rl_zoo3 has no algorithm {algo!r}{_suggest(algo, ALGOS)}; name one with `algo:`"
+    for label in study.baselines:
+        if label not in study.algorithms:
+            yield f"baselines: {label!r} is not among the study's algorithms, {', '.join(study.algorithms)}"
+    if study.steps % study.evaluation.every:
+        yield (
+            f"evaluation.every: {study.evaluation.every} does not divide the {study.steps} steps, "
+            "so that the last steps would not be evaluated"
+        )
+    for package in study.gym_packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            yield f"gym_packages: {package} can't be imported ({error})"
+    for env in study.environments:
+        if env not in gym.registry:
+            hint = _suggest(env, gym.registry)
+            yield f"environments: gymnasium knows no {env!r}{hint}; is a module missing in gym_packages?"
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
