@@ -21,9 +21,22 @@ def run(args: argparse.Namespace) -> bool:
 
     path = find_study(args.study)
     study = load_study(path)
-    write_atomically(args.results / study.name / "study.yml", path.read_text(encoding="utf-8"))
+    write_atomically(args.results / study.name / path.name, path.read_text(encoding="utf-8"))
     resources = Resources(args.address, args.cpus, args.cpus_per_run, args.gpus_per_run, args.retries)
     return run_study(study, Folders(args.results.resolve(), args.work.resolve()), resources)
+
+
+def report(args: argparse.Namespace) -> bool:
+    """Write the reports of studies from their runs' files and the study files beside them."""
+    from .report import write_report
+
+    names = args.studies or sorted(path.name for path in args.results.iterdir() if (path / f"{path.name}.yml").is_file())
+    for name in names:
+        own = args.results / name / f"{name}.yml"  # as it was when its runs were made
+        study = load_study(own if own.is_file() else find_study(name))
+        for page in write_report(study, Folders(args.results)):
+            print(page)
+    return True
 
 
 def main() -> None:
@@ -42,8 +55,12 @@ def main() -> None:
     running.add_argument("--retries", type=int, default=3, help="restarts of a run whose worker died (%(default)s)")
     running.add_argument("--work", type=Path, default=WORK, help="folder for the checkpoints of unfinished runs (%(default)s)")
 
-    for command in (running,):
-        command.add_argument("study")
+    reporting = commands.add_parser("report", help="write tables, figures and pages from the runs' files")
+    reporting.set_defaults(action=report)
+
+    running.add_argument("study")
+    reporting.add_argument("studies", nargs="*", metavar="study", help="(all that have results)")
+    for command in (running, reporting):
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of all studies' results (%(default)s)")
     args = parser.parse_args()
     try:

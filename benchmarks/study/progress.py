@@ -5,6 +5,7 @@ What the terminal shows of a study that is running.
 import sys
 import time
 from collections import deque
+from collections.abc import Collection
 from types import TracebackType
 
 from rich.console import Console
@@ -21,11 +22,13 @@ class Progress:
     One line that is kept up to date; where the output is not a terminal, a line a minute.
 
     :param study: the study's name
-    :param steps_to_do: environment steps of all runs together, those that are done included
+    :param steps_a_run: environment steps of each run
     """
 
-    def __init__(self, study: str, steps_to_do: int):
-        self.study, self.steps_to_do = study, steps_to_do
+    def __init__(self, study: str, steps_a_run: int):
+        self.study, self.steps_a_run = study, steps_a_run
+        self.last_steps: dict[str, int] = {}
+        self.gained = 0
         self.readings: deque[tuple[float, int]] = deque()
         self.console = Console(file=sys.stdout)
         self.live = Live("", console=self.console, auto_refresh=False)
@@ -40,23 +43,26 @@ class Progress:
         if self.console.is_terminal:
             self.live.stop()
 
-    def show(self, done: int, failed: int, waiting: int, running: dict[str, int], steps_done: int) -> None:
+    def show(self, done: int, failed: int, pending: int, steps: dict[str, int], running: Collection[str]) -> None:
         """
         :param done: number of runs that are finished
         :param failed: number of runs that failed
-        :param waiting: number of runs that have not begun
-        :param running: the other runs' names, and the share in percent that is done of each
-        :param steps_done: environment steps that are done, of all runs together
+        :param pending: number of all other runs
+        :param steps: environment steps done, of those of the other runs that have begun
+        :param running: names of those at which somebody works now
         """
         now = time.monotonic()
-        self.readings.append((now, steps_done))
+        # Only what is seen to be gained counts for the speed: a resumed run begins anywhere, also behind where it was
+        self.gained += sum(max(step - self.last_steps.get(name, step), 0) for name, step in steps.items())
+        self.last_steps = dict(steps)
+        self.readings.append((now, self.gained))
         while now - self.readings[0][0] > WINDOW:
             self.readings.popleft()
         text = " | ".join(
             [
-                f"{self.study}: {done} done, {len(running)} running, {failed} failed, {waiting} waiting",
-                *self._speed(now),
-                *(f"{name} {percent} %" for name, percent in running.items()),
+                f"{self.study}: {done} done, {len(running)} running, {failed} failed, {pending - len(running)} waiting",
+                *self._speed(self.steps_a_run * pending - sum(steps.values())),
+                *(f"{name} {100 * steps[name] // self.steps_a_run} %" for name in running),
             ]
         )
         if self.console.is_terminal:
@@ -71,10 +77,10 @@ class Progress:
         """
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
-    def _speed(self, now: float) -> list[str]:
-        (then, steps_then), (_, steps_now) = self.readings[0], self.readings[-1]
-        if now - then < 1.0 or steps_now <= steps_then:
+    def _speed(self, steps_left: int) -> list[str]:
+        (then, gained_then), (now, gained_now) = self.readings[0], self.readings[-1]
+        if gained_now == gained_then:
             return ["no steps yet"]
-        rate = (steps_now - steps_then) / (now - then)
-        minutes = (self.steps_to_do - steps_now) / rate / 60
+        rate = (gained_now - gained_then) / (now - then)
+        minutes = steps_left / rate / 60
         return [f"{rate:.0f} steps/s", f"{minutes // 60:.0f} h {minutes % 60:02.0f} min left"]

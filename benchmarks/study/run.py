@@ -48,7 +48,7 @@ class Manager(ExperimentManager):
         assert model.env is not None
         try:
             remaining = self.n_timesteps - model.num_timesteps
-            model.learn(remaining, callback=self.callbacks, log_interval=None, reset_num_timesteps=False)  # type: ignore[call-arg]
+            model.learn(remaining, callback=self.callbacks, reset_num_timesteps=False)
         finally:
             model.env.close()
 

@@ -7,6 +7,7 @@ same checkout and the same result and work folders under the same paths.
 """
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -80,11 +81,16 @@ def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
 
 
 def _start_ray(resources: Resources) -> None:
-    quiet = dict(log_to_driver=False, logging_level="warning")
     if resources.address:
-        ray.init(address=resources.address, **quiet)
-    else:
-        ray.init(num_cpus=resources.cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        ray.init(address=resources.address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        num_cpus=resources.cpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
 
 
 def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, resources: Resources) -> bool:
@@ -99,7 +105,7 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
     command = " ".join(["python -m benchmarks.study", *sys.argv[1:]])
     pending = {task.remote(study.name, run, folders, device, command): run for run in missing}
     n_failed = 0
-    with Progress(study.name, study.steps * len(missing)) as progress:
+    with Progress(study.name, study.steps) as progress:
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_EVERY)
             for reference in ready:
@@ -112,9 +118,8 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
                     progress.say(f"{run.name} is finished")
             notes = {run.name: folders.scratch(study.name, run) / PROGRESS for run in pending.values()}
             steps = {name: _steps_done(note) for name, note in notes.items() if note.exists()}
-            running = {name: 100 * step // study.steps for name, step in steps.items() if _is_fresh(notes[name])}
-            steps_done = (len(missing) - len(pending)) * study.steps + sum(steps.values())
-            progress.show(n_done, n_failed, len(pending) - len(running), running, steps_done)
+            running = [name for name in steps if _is_fresh(notes[name])]
+            progress.show(n_done, n_failed, len(pending), steps, running)
     print(f"{study.name}: {n_done} runs finished, {n_failed} failed")
     return n_failed == 0
 

@@ -135,6 +135,7 @@ class Study(_Strict):
     :param baselines: labels of the algorithms with whose best, task by task, scores are divided
     :param hyperparameters: of all algorithms, over those of rl_zoo3's files
     :param gym_packages: modules to import, as they register environments
+    :param comparisons: titles of figures, and the labels of the algorithms in each; by default one figure of all
     :param includes: names of studies whose runs are taken over where this one asks for the same
     :param name: the file's name without its ending
     """
@@ -148,6 +149,7 @@ class Study(_Strict):
     baselines: Annotated[list[str], NOT_EMPTY]
     hyperparameters: dict[str, Any] = {}
     gym_packages: list[str] = []
+    comparisons: dict[str, list[str]] = {}
     includes: list[str] = []
     name: str = ""
 
@@ -229,9 +231,10 @@ def _find_faults(study: Study) -> Iterable[str]:
     for label, algorithm in study.algorithms.items():
         if (algo := algorithm.algo or label) not in ALGOS:
             yield f"algorithms.{label}: rl_zoo3 has no algorithm {algo!r}{_suggest(algo, ALGOS)}; name one with `algo:`"
-    for label in study.baselines:
-        if label not in study.algorithms:
-            yield f"baselines: {label!r} is not among the study's algorithms, {', '.join(study.algorithms)}"
+    for key, labels in {"baselines": study.baselines, **study.comparisons}.items():
+        for label in labels:
+            if label not in study.algorithms:
+                yield f"{key}: {label!r} is not among the study's algorithms, {', '.join(study.algorithms)}"
     if study.steps % study.evaluation.every:
         yield (
             f"evaluation.every: {study.evaluation.every} does not divide the {study.steps} steps, "

@@ -1,0 +1,174 @@
+"""
+The figures of a report, as SVG files that are the same whenever they are drawn from the same numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import seaborn
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from rliable import plot_utils
+
+from .results import Results
+from .statistics import AGGREGATES, Estimate, Statistics
+from .zoo_plots import Curves
+
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "study",  # else the ids in the file are random
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
+TEXT = {"labelsize": "medium", "ticklabelsize": "medium"}
+MAX_COLUMNS = 3
+
+
+class Figures:
+    """
+    Draws into a folder.
+
+    :param folder: where the files go
+    :param labels: all algorithms; each keeps its colour in all figures
+    """
+
+    def __init__(self, folder: Path, labels: Sequence[str]):
+        self.folder = folder
+        self.colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
+
+    def learning_curves(self, name: str, results: Results, curves: Curves, labels: Sequence[str]) -> Path:
+        """
+        :param name: the file's name without its ending
+        :param results: the study's results
+        :param curves: what is drawn: a line with its standard error, and thin the single runs
+        :param labels: the algorithms to draw
+        :return: the file
+        """
+        envs = [env for env in results.study.environments if any((env, label) in curves for label in labels)]
+        columns = min(len(envs), MAX_COLUMNS if len(envs) != 4 else 2)
+        rows = -(-len(envs) // columns)
+        with self._drawing(name, rows, columns, (4.2 * columns, 3.1 * rows)) as (figure, axes):
+            for axis, env in zip(axes, envs, strict=False):
+                for label in labels:
+                    if (curve := curves.get((env, label))) is None:
+                        continue
+                    steps, mean, error = curve["timesteps"], curve["mean"], curve["std_error"]
+                    color = self.colors[label]
+                    axis.plot(steps, mean, color=color, linewidth=2, label=label)
+                    axis.fill_between(steps, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+                    for each in results.of(env, label):
+                        axis.plot(each.steps, each.returns().mean(axis=1), color=color, linewidth=0.6, alpha=0.5)
+                axis.set_title(env)
+                _label_steps(axis)
+            for axis in axes[len(envs) :]:
+                axis.set_visible(False)
+            for axis in axes[::columns]:
+                axis.set_ylabel("mean return")
+            _legend_below(figure, axes, len(labels))
+        return self._path(name)
+
+    def aggregates(self, statistics: Statistics) -> Path:
+        """
+        :param statistics: of the study
+        :return: the figure of the aggregates with their intervals
+        """
+        labels = list(reversed(statistics.aggregates))  # the first on top
+        height = 0.8 + 0.35 * len(labels)
+        with self._drawing("aggregates", 1, len(AGGREGATES), (9.0, height)) as (_, axes):
+            for index, (axis, aggregate) in enumerate(zip(axes, AGGREGATES, strict=True)):
+                for row, label in enumerate(labels):
+                    value, low, high = statistics.aggregates[label][index]
+                    axis.barh(row, high - low, left=low, height=0.6, color=self.colors[label], alpha=0.75)
+                    axis.vlines(value, row - 0.3, row + 0.3, color="black")
+                axis.set_title(aggregate)
+                axis.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
+                axis.grid(axis="y", visible=False)
+                axis.set_xlabel("score")
+        return self._path("aggregates")
+
+    def profiles(self, statistics: Statistics) -> Path:
+        """
+        :param statistics: of the study
+        :return: the figure of the performance profiles
+        """
+        values, intervals = _unpack(statistics.profiles)
+        with self._drawing("profiles", 1, 1, (6.0, 3.6)) as (figure, axes):
+            options: dict[str, Any] = dict(
+                colors=self.colors, xlabel="score τ", ylabel="share of runs with a score > τ", **TEXT
+            )
+            plot_utils.plot_performance_profiles(values, statistics.thresholds, intervals, ax=axes[0], **options)
+            _legend_below(figure, axes, len(values))
+        return self._path("profiles")
+
+    def efficiency(self, statistics: Statistics) -> Path:
+        """
+        :param statistics: of the study
+        :return: the figure of the IQM against the steps
+        """
+        values, intervals = _unpack(statistics.efficiency)
+        with self._drawing("efficiency", 1, 1, (6.0, 3.6)) as (figure, axes):
+            options: dict[str, Any] = dict(colors=self.colors, ylabel="IQM of the scores", marker="", **TEXT)
+            plot_utils.plot_sample_efficiency_curve(statistics.steps, values, intervals, ax=axes[0], **options)
+            _label_steps(axes[0])
+            _legend_below(figure, axes, len(values))
+        return self._path("efficiency")
+
+    def improvement(self, statistics: Statistics) -> Path:
+        """
+        :param statistics: of the study
+        :return: the figure of the probabilities that a run of one algorithm beats one of another
+        """
+        pairs = list(reversed(statistics.improvement))
+        with self._drawing("improvement", 1, 1, (6.0, 0.8 + 0.35 * len(pairs))) as (_, axes):
+            for row, pair in enumerate(pairs):
+                value, low, high = statistics.improvement[pair][0]
+                axes[0].barh(row, high - low, left=low, height=0.6, color=self.colors[pair[0]], alpha=0.75)
+                axes[0].vlines(value, row - 0.3, row + 0.3, color="black")
+            axes[0].set_yticks(range(len(pairs)), [f"{first} > {second}" for first, second in pairs])
+            axes[0].axvline(0.5, color="black", linewidth=0.8, linestyle="--")
+            axes[0].set(xlim=(-0.02, 1.02), xlabel="probability")
+            axes[0].grid(axis="y", visible=False)
+        return self._path("improvement")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.svg"
+
+    @contextmanager
+    def _drawing(self, name: str, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Figure, np.ndarray]]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with plt.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+            figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+            try:
+                yield figure, axes.ravel()
+                figure.savefig(self._path(name), metadata={"Date": None})
+            finally:
+                plt.close(figure)
+
+
+def _label_steps(axis: Axes) -> None:
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_xlabel("environment steps")
+    axis.set_xlim(left=0)
+
+
+def _legend_below(figure: Figure, axes: np.ndarray, n_labels: int) -> None:
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(n_labels, 4), frameon=False)
+
+
+def _unpack(estimates: dict[str, Estimate]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return (
+        {key: estimate.value for key, estimate in estimates.items()},
+        {key: estimate.interval for key, estimate in estimates.items()},
+    )

@@ -1,0 +1,306 @@
+"""
+The report of a study: one Markdown page and one HTML page, made from the finished runs' files alone.
+
+``<results>/<study>/`` then holds ``report.md``, ``report.html`` and ``figures/``, beside the study file and the runs. What
+someone has found in them goes into ``findings.md`` there, by hand, and is part of the pages.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .figures import Figures
+from .page import to_html
+from .records import Folders, write_atomically
+from .results import Finished, Results, collect
+from .statistics import AGGREGATES, CONFIDENCE, REPLICATIONS, Block, Estimate, Statistics, compute, interval_of_mean
+from .study import Study
+from .zoo_plots import learning_curves
+
+#: Shares of the steps at which the tables tell of the way to the end.
+MILESTONES = (0.1, 0.25, 0.5, 0.75, 1.0)
+FINDINGS = "findings.md"
+
+
+def write_report(study: Study, folders: Folders) -> list[Path]:
+    """
+    :param study: the study
+    :param folders: where files are
+    :return: the pages
+    :raises StudyError: if there are results of other runs in the place of the study's
+    """
+    folder = folders.results / study.name
+    results = collect(study, folders)
+    markdown = Report(results, folder).text()
+    pages = {folder / "report.md": markdown, folder / "report.html": to_html(markdown, study.name, folder)}
+    for path, text in pages.items():
+        write_atomically(path, text)
+    return list(pages)
+
+
+class Report:
+    """
+    Makes the Markdown page, and draws its figures.
+
+    :param results: the study's results
+    :param folder: where the page will be
+    """
+
+    def __init__(self, results: Results, folder: Path):
+        self.results, self.study, self.folder = results, results.study, folder
+        self.labels = list(self.study.algorithms)
+        self.figures = Figures(folder / "figures", self.labels)
+
+    def text(self) -> str:
+        """
+        :return: the page
+        """
+        parts = [f"# {self.study.name}", self.study.description.strip(), self._state(), self._findings()]
+        if self.results.finished:
+            statistics = compute(self.results)
+            parts += [
+                "## Over all tasks",
+                *(self._over_all_tasks(statistics) if statistics else [self._why_no_statistics()]),
+                "## Task by task",
+                *self._task_by_task(),
+                "## Deterministic and stochastic",
+                *self._both_modes(),
+                "## How it was done",
+                *self._protocol(),
+            ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    # ------------------------------------------------------------------------------------------------------------- parts
+
+    def _state(self) -> str:
+        n_finished, n_missing = len(self.results.finished), len(self.results.missing)
+        state = f"**{n_finished} of {n_finished + n_missing} runs are finished.**"
+        unfinished = [run.name for run in self.results.missing if run.name not in self.results.failures]
+        if unfinished:
+            state += f" Not finished, and in none of the numbers: {', '.join(unfinished)}."
+        if self.results.failures:
+            failures = [
+                f"- [{name}](failures/{name}.txt): `{traceback.strip().splitlines()[-1]}`"
+                for name, traceback in self.results.failures.items()
+            ]
+            state += "\n\nFailed:\n\n" + "\n".join(failures)
+        return state
+
+    def _findings(self) -> str:
+        path = self.folder / FINDINGS
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+    def _why_no_statistics(self) -> str:
+        return (
+            "Nothing can be averaged over tasks yet: there is no task that every algorithm has finished, with one seed on all "
+            "such tasks, and on which a baseline does better than random actions."
+        )
+
+    def _over_all_tasks(self, statistics: Statistics) -> Iterable[str]:
+        block = statistics.block
+        yield (
+            "A **score** is 0 for uniformly random actions and 1 for the best baseline's mean return at the end of its runs "
+            "on the same task: (return − random) / (best baseline − random). Baselines: "
+            f"{', '.join(self.study.baselines)}. Random and best, tabled below, are taken as known: their own uncertainty is "
+            "in no interval."
+        )
+        yield self._runs_used(block)
+        yield (
+            f"Scores at {self.study.steps:,} steps, deterministic evaluation, with {CONFIDENCE:.0%} intervals by stratified "
+            f"bootstrap over runs ({REPLICATIONS:,} resamplings, rliable):"
+        )
+        yield _table(
+            ["algorithm", *AGGREGATES],
+            [
+                [label, *(_cell(estimate, index, block, label) for index in range(len(AGGREGATES)))]
+                for label, estimate in statistics.aggregates.items()
+            ],
+        )
+        yield self._image("Aggregate scores with intervals", self.figures.aggregates(statistics))
+        yield "IQM of the scores on the way, with intervals:"
+        indices = self._milestones(statistics.steps)
+        yield _table(
+            ["algorithm", *(f"{statistics.steps[index]:,}" for index in indices)],
+            [
+                [label, *(_cell(estimate, index, block, label) for index in indices)]
+                for label, estimate in statistics.efficiency.items()
+            ],
+        )
+        yield self._image("IQM against environment steps", self.figures.efficiency(statistics))
+        yield "Performance profiles: the share of runs that end with a score above τ, with intervals."
+        yield self._image("Performance profiles", self.figures.profiles(statistics))
+        if statistics.improvement:
+            yield (
+                "Probability that a run of the first ends higher than one of the second, averaged over the tasks, with "
+                "intervals:"
+            )
+            yield _table(
+                ["pair", "probability"],
+                [[" > ".join(pair), _cell(estimate, 0, block, *pair)] for pair, estimate in statistics.improvement.items()],
+            )
+            yield self._image("Probability of improvement", self.figures.improvement(statistics))
+
+    def _runs_used(self, block: Block) -> str:
+        used = "; ".join(f"{label}: {', '.join(map(str, seeds))}" for label, seeds in block.seeds.items())
+        text = (
+            f"Averaged over {', '.join(block.envs)}, with the runs of these seeds, whose files the next section names: {used}."
+        )
+        if left_out := [env for env in self.study.environments if env not in block.envs]:
+            text += (
+                f" Left out, as not every algorithm has finished a run there, or no baseline beats random actions: "
+                f"{', '.join(left_out)}."
+            )
+        smallest = min(len(seeds) for seeds in block.seeds.values())
+        if smallest == 1:
+            text += " **One run of an algorithm is no sample: it has no interval, and nothing follows from its rank.**"
+        elif smallest < 10:
+            text += f" With {smallest} runs a task, intervals by resampling are rather too narrow than too wide."
+        return text
+
+    def _task_by_task(self) -> Iterable[str]:
+        yield (
+            "Mean return of the last evaluation's episodes, deterministic; each number of a seed leads to its run's file. The "
+            "interval is the mean's, by bootstrap over the seeds. The ratio is to the best baseline's mean."
+        )
+        yield _table(
+            ["task", "algorithm", "mean", "interval", "score", "ratio", "seeds"],
+            [self._task_row(env, label) for env in self.study.environments for label in self.labels],
+        )
+        if self.results.scales:
+            yield "Where the scale of the scores comes from:"
+            rows = [[env, _number(random), best, _number(mean)] for env, (random, mean, best) in self.results.scales.items()]
+            yield _table(["task", "random actions (score 0)", "best baseline", "its mean (score 1)"], rows)
+        curves = learning_curves(self.results)
+        comparisons = self.study.comparisons or {"": self.labels}
+        for index, (title, labels) in enumerate(comparisons.items()):
+            if not any((env, label) in curves for env in self.study.environments for label in labels):
+                continue
+            if title:
+                yield f"### {title}"
+            path = self.figures.learning_curves(f"curves{index or ''}", self.results, curves, labels)
+            yield self._image(f"Learning curves {title}".strip(), path)
+        yield (
+            "Thick: mean over the seeds, and its standard error as rl_zoo3's plots compute it. Thin: the single runs. "
+            "Mean returns on the way (deterministic):"
+        )
+        yield self._way_table()
+
+    def _task_row(self, env: str, label: str) -> list[str]:
+        finished = self.results.of(env, label)
+        if not finished:
+            return [env, label, "not run", "", "", "", ""]
+        finals = [each.final() for each in finished]
+        mean = float(np.mean(finals))
+        score = ratio = ""
+        if env in self.results.scales:
+            score = f"{self.results.scores(env, mean):.2f}"
+            best = self.results.scales[env][1]
+            ratio = f"{mean / best:.2f}" if best > 0 else ""
+        low, high = interval_of_mean(finals)
+        interval = f"{_number(low)} to {_number(high)}" if len(finals) > 1 else ""
+        seeds = ", ".join(f"{each.run.seed}: {self._link(_number(each.final()), each)}" for each in finished)
+        return [env, label, _number(mean), interval, score, ratio, seeds]
+
+    def _way_table(self) -> str:
+        steps = self.results.finished[0].steps
+        indices = self._milestones(steps)
+        rows = []
+        for env in self.study.environments:
+            for label in self.labels:
+                if finished := self.results.of(env, label):
+                    means = np.mean([each.returns().mean(axis=1) for each in finished], axis=0)
+                    seeds = ", ".join(self._link(str(each.run.seed), each) for each in finished)
+                    rows.append([env, label, *(_number(means[index]) for index in indices), seeds])
+        return _table(["task", "algorithm", *(f"{steps[index]:,}" for index in indices), "seeds"], rows)
+
+    def _both_modes(self) -> Iterable[str]:
+        rows = []
+        for each in self.results.finished:
+            if len(each.run.modes) == 2:
+                rows.append([self._link(each.run.name, each), _number(each.final()), _number(each.final("stochastic"))])
+        if rows:
+            yield (
+                "The same policies, evaluated with `deterministic=True` (for FlowRL the flow from a0 = 0, for SAC and TQC the "
+                "mean of the distribution) and with actions drawn from the policy: mean return of the last evaluation."
+            )
+            yield _table(["run", "deterministic", "stochastic"], rows)
+        if plain := [label for label in self.labels if self.study.algorithms[label].algo in ("td3", "ddpg")]:
+            yield f"The policies of {', '.join(plain)} draw no actions."
+
+    def _protocol(self) -> Iterable[str]:
+        evaluation = self.study.evaluation
+        yield (
+            f"Every {evaluation.every:,} steps {evaluation.episodes} episodes are played in each mode, in environments and "
+            "with random numbers of their own; the first states are the same at each evaluation of a run. Runs are made by "
+            "rl_zoo3's ExperimentManager on one thread each. Hyperparameters, where not left to the constructor:"
+        )
+        rows = []
+        for env in self.study.environments:
+            for label in self.labels:
+                if finished := self.results.of(env, label):
+                    entries = (
+                        f"{key}={value}"
+                        for key, value in finished[0].record["hyperparameters"].items()
+                        if key != "n_timesteps"
+                    )
+                    rows.append([env, label, f"`{', '.join(entries)}`"])
+        yield _table(["task", "algorithm", "hyperparameters"], rows)
+        yield (
+            "Time of the runs, evaluations aside, on a machine that may do other things besides. Processor time leaves out "
+            "what others took; the updates a second are of processor time, environment included."
+        )
+        rows = []
+        for label in self.labels:
+            if records := [each.record for each in self.results.finished if each.run.label == label]:
+                wall, cpu, updates = (
+                    sum(record[key] for record in records) for key in ("seconds", "cpu_seconds", "n_updates")
+                )
+                resumed = sum(len(record["resumed_at"]) for record in records)
+                rows.append(
+                    [label, str(len(records)), f"{wall / 3600:.2f}", f"{cpu / 3600:.2f}", f"{updates / cpu:.0f}", str(resumed)]
+                )
+        yield _table(["algorithm", "runs", "hours", "processor hours", "updates a second", "times resumed"], rows)
+        yield self._provenance()
+
+    def _provenance(self) -> str:
+        records = [each.record for each in self.results.finished]
+        facts = {
+            "processors": {record["processor"] for record in records},
+            "commits": {record["commit"] for record in records},
+            "commands": {f"`{record['command']}`" for record in records},
+            "versions": {", ".join(f"{name} {number}" for name, number in record["versions"].items()) for record in records},
+            "last run finished": {max(record["finished"] for record in records)},
+        }
+        lines = [f"- {name}: {'; '.join(sorted(values))}" for name, values in facts.items()]
+        return "Each run's file holds its own of these:\n\n" + "\n".join(lines)
+
+    # ------------------------------------------------------------------------------------------------------------ helpers
+
+    def _milestones(self, steps: np.ndarray) -> list[int]:
+        """Indices of the evaluations that are nearest to the milestones."""
+        return sorted({int(np.abs(steps - share * self.study.steps).argmin()) for share in MILESTONES})
+
+    def _link(self, text: str, finished: Finished) -> str:
+        return f"[{text}]({Path(os.path.relpath(finished.path, self.folder)).as_posix()})"
+
+    def _image(self, description: str, path: Path) -> str:
+        return f"![{description}]({path.relative_to(self.folder).as_posix()})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _cell(estimate: Estimate, index: int, block: Block, *labels: str) -> str:
+    """A number with its interval, if it has one: one run of each algorithm has none."""
+    value, low, high = estimate[index]
+    if all(len(block.seeds[label]) == 1 for label in labels):
+        return f"{value:.2f}"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,135 @@
+"""
+What has been found so far in a study, read from its runs' files.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .records import Folders, Record, find_record
+from .study import Run, Study
+
+
+@dataclass(frozen=True)
+class Finished:
+    """
+    A finished run.
+
+    :param run: what was done
+    :param path: its file
+    :param record: the file's contents
+    """
+
+    run: Run
+    path: Path
+    record: Record
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Environment steps of the evaluations, shape (evaluations,)."""
+        return np.array([point["step"] for point in self.record["evaluations"]])
+
+    def returns(self, mode: str = "deterministic") -> np.ndarray:
+        """
+        :param mode: "deterministic" or "stochastic"
+        :return: returns, shape (evaluations, episodes); no rows if it was not evaluated in this mode
+        """
+        return np.array([point[mode] for point in self.record["evaluations"] if mode in point])
+
+    def final(self, mode: str = "deterministic") -> float:
+        """
+        :param mode: "deterministic" or "stochastic"
+        :return: mean return of the last evaluation's episodes
+        """
+        return float(self.returns(mode)[-1].mean())
+
+
+@dataclass(frozen=True)
+class Results:
+    """
+    The state of a study.
+
+    :param study: the study
+    :param finished: its finished runs, in the study's order
+    :param missing: its other runs
+    :param failures: tracebacks of those that failed
+    """
+
+    study: Study
+    finished: list[Finished]
+    missing: list[Run]
+    failures: dict[str, str]
+
+    def of(self, env: str, label: str) -> list[Finished]:
+        """
+        :param env: the task
+        :param label: the algorithm
+        :return: its finished runs, by their seeds
+        """
+        return [each for each in self.finished if (each.run.env, each.run.label) == (env, label)]
+
+    def seeds(self, env: str, label: str) -> list[int]:
+        """
+        :param env: the task
+        :param label: the algorithm
+        :return: seeds of its finished runs
+        """
+        return [each.run.seed for each in self.of(env, label)]
+
+    def mean_final(self, env: str, label: str) -> float:
+        """
+        :param env: the task
+        :param label: the algorithm
+        :return: mean over its finished runs of the last evaluation's mean return, nan if there is none
+        """
+        finals = [each.final() for each in self.of(env, label)]
+        return float(np.mean(finals)) if finals else float("nan")
+
+    @cached_property
+    def scales(self) -> dict[str, tuple[float, float, str]]:
+        """
+        For each task the returns of random actions and of the best baseline, and that baseline's label. Tasks are left out
+        where some baseline has not been run, or none is better than random actions.
+        """
+        scales = {}
+        for env in self.study.environments:
+            means = {label: self.mean_final(env, label) for label in self.study.baselines}
+            if any(np.isnan(mean) for mean in means.values()):
+                continue
+            best = max(means, key=lambda label: means[label])
+            random = float(np.mean([each.record["random_returns"] for each in self.finished if each.run.env == env]))
+            if means[best] > random:
+                scales[env] = (random, means[best], best)
+        return scales
+
+    def scores(self, env: str, returns: Any) -> Any:
+        """
+        :param env: one of the tasks in ``scales``
+        :param returns: returns, a number or an array
+        :return: scores: 0 for random actions, 1 for the best baseline's mean at the end
+        """
+        random, best, _ = self.scales[env]
+        return (returns - random) / (best - random)
+
+
+def collect(study: Study, folders: Folders) -> Results:
+    """
+    :param study: the study
+    :param folders: where files are
+    :return: its state
+    :raises StudyError: if there are results of other runs in the place of the study's
+    """
+    finished, missing, failures = [], [], {}
+    for run in study.runs():
+        path = find_record(study, run, folders)
+        if path is not None:
+            finished.append(Finished(run, path, json.loads(path.read_text(encoding="utf-8"))))
+            continue
+        missing.append(run)
+        if (failure := folders.failure(study.name, run)).exists():
+            failures[run.name] = failure.read_text(encoding="utf-8")
+    return Results(study, finished, missing, failures)

@@ -1,0 +1,159 @@
+"""
+Statistics over tasks and seeds, computed by rliable: interquartile means, intervals, profiles, probabilities of improvement.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from rliable import library, metrics
+
+from .evaluation import random_numbers_apart
+from .results import Results
+
+Key = TypeVar("Key")
+
+REPLICATIONS = 2_000
+CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 0
+#: The aggregates of a table, by the names that they have there.
+AGGREGATES: dict[str, Callable[[np.ndarray], float]] = {
+    "IQM": metrics.aggregate_iqm,
+    "mean": metrics.aggregate_mean,
+    "median": metrics.aggregate_median,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    Numbers with their intervals.
+
+    :param value: shape (n,)
+    :param interval: lower and upper ends, shape (2, n)
+    """
+
+    value: np.ndarray
+    interval: np.ndarray
+
+    def __getitem__(self, index: int) -> tuple[float, float, float]:
+        return float(self.value[index]), float(self.interval[0, index]), float(self.interval[1, index])
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    The part of a study over which can be averaged: tasks that all algorithms have run.
+
+    :param envs: the tasks
+    :param seeds: of each algorithm, the seeds that it has finished on all of these tasks
+    """
+
+    envs: list[str]
+    seeds: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """
+    What rliable says of a block.
+
+    :param block: what was averaged over
+    :param aggregates: of each algorithm, one number for each of ``AGGREGATES``, of the last evaluation's scores
+    :param thresholds: scores at which the profiles are given
+    :param profiles: of each algorithm, the share of runs whose last score is above each threshold
+    :param steps: environment steps of the evaluations
+    :param efficiency: of each algorithm, the IQM at each evaluation
+    :param improvement: of each pair of algorithms, how probably a run of the first beats one of the second
+    """
+
+    block: Block
+    aggregates: dict[str, Estimate]
+    thresholds: np.ndarray
+    profiles: dict[str, Estimate]
+    steps: np.ndarray
+    efficiency: dict[str, Estimate]
+    improvement: dict[tuple[str, str], Estimate]
+
+
+def choose_block(results: Results) -> Block | None:
+    """
+    :param results: the study's results
+    :return: the tasks with a scale that every algorithm has finished with some seed, and the seeds; None where that is nothing
+    """
+    labels = list(results.study.algorithms)
+    envs = [env for env in results.scales if all(results.of(env, label) for label in labels)]
+    if not envs:
+        return None
+    seeds = {label: sorted(set.intersection(*(set(results.seeds(env, label)) for env in envs))) for label in labels}
+    return Block(envs, seeds) if all(seeds.values()) else None
+
+
+def score_matrices(results: Results, block: Block) -> dict[str, np.ndarray]:
+    """
+    :param results: the study's results
+    :param block: what to take of them
+    :return: of each algorithm, mean scores of the evaluations, shape (seeds, tasks, evaluations)
+    """
+    matrices = {}
+    for label, seeds in block.seeds.items():
+        finished = [[each for each in results.of(env, label) if each.run.seed in seeds] for env in block.envs]
+        scores = [
+            [results.scores(env, each.returns().mean(axis=1)) for each in of_env]
+            for env, of_env in zip(block.envs, finished, strict=True)
+        ]
+        matrices[label] = np.swapaxes(np.array(scores), 0, 1)
+    return matrices
+
+
+def compute(results: Results) -> Statistics | None:
+    """
+    :param results: the study's results
+    :return: the statistics, or None while there is no task that all algorithms have run
+    """
+    block = choose_block(results)
+    if block is None:
+        return None
+    curves = score_matrices(results, block)
+    finals = {label: scores[..., -1] for label, scores in curves.items()}
+    thresholds = np.linspace(0.0, max(1.5, max(scores.max() for scores in finals.values())), 61)
+    pairs = {
+        (label, baseline): (finals[label], finals[baseline])
+        for label in finals
+        for baseline in results.study.baselines
+        if label not in results.study.baselines
+    }
+    # rliable takes a random state, but draws from numpy's global generator all the same
+    with random_numbers_apart(BOOTSTRAP_SEED):
+        return Statistics(
+            block=block,
+            aggregates=_estimate(finals, lambda scores: np.array([f(scores) for f in AGGREGATES.values()])),
+            thresholds=thresholds,
+            profiles=_pack(library.create_performance_profile(finals, thresholds, reps=REPLICATIONS)),
+            steps=results.finished[0].steps,
+            efficiency=_estimate(
+                curves, lambda scores: np.array([metrics.aggregate_iqm(at) for at in np.moveaxis(scores, 2, 0)])
+            ),
+            improvement=_estimate(pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)])),
+        )
+
+
+def interval_of_mean(returns: list[float]) -> tuple[float, float]:
+    """
+    :param returns: one for each run
+    :return: the bootstrap interval of their mean
+    """
+    with random_numbers_apart(BOOTSTRAP_SEED):
+        estimate = _estimate({"": np.array(returns)[:, None]}, lambda scores: np.array([scores.mean()]))[""]
+    _, low, high = estimate[0]
+    return low, high
+
+
+def _estimate(scores: Mapping[Key, Any], statistic: Callable[..., np.ndarray]) -> dict[Key, Estimate]:
+    return _pack(library.get_interval_estimates(scores, statistic, reps=REPLICATIONS, confidence_interval_size=CONFIDENCE))
+
+
+def _pack(estimates: tuple[dict[Key, np.ndarray], dict[Key, np.ndarray]]) -> dict[Key, Estimate]:
+    values, intervals = estimates
+    return {key: Estimate(values[key], intervals[key]) for key in values}

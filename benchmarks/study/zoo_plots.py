@@ -1,0 +1,52 @@
+"""
+Means and standard errors of learning curves, computed by rl_zoo3's own plots.
+"""
+
+import contextlib
+import io
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import matplotlib
+import numpy as np
+
+from .results import Results
+
+matplotlib.use("Agg")
+from rl_zoo3.plots.all_plots import all_plots
+
+#: By task and label: "timesteps", "mean" and "std_error" of rl_zoo3.
+Curves = dict[tuple[str, str], dict[str, Any]]
+
+
+def learning_curves(results: Results) -> Curves:
+    """
+    Write the evaluations as rl_zoo3 would have written them, and have its ``all_plots`` read them.
+
+    :param results: the study's results
+    :return: mean over runs and episodes, and standard error over runs, of every task and algorithm that has a finished run
+    """
+    study = results.study
+    # It looks for folders whose names contain the task's
+    folders = {env: f"task{index:03d}" for index, env in enumerate(study.environments)}
+    curves: Curves = {}
+    with tempfile.TemporaryDirectory() as logs:
+        for each in results.finished:
+            folder = Path(logs) / each.run.label / f"{folders[each.run.env]}_{each.run.seed}"
+            folder.mkdir(parents=True)
+            np.savez(folder / "evaluations.npz", timesteps=each.steps, results=each.returns())
+        output = Path(logs) / "curves"
+        arguments = ["--algos", *study.algorithms, "--env", *folders.values(), "--exp-folders", logs, "--labels", "study"]
+        options = ["--no-display", "--max-timesteps", str(study.steps), "--output", str(output)]
+        with patch.object(sys, "argv", ["all_plots", *arguments, *options]), contextlib.redirect_stdout(io.StringIO()):
+            all_plots()
+        merged = pickle.loads(output.with_suffix(".pkl").read_bytes())
+    for env, folder_name in folders.items():
+        for label in study.algorithms:
+            if (curve := merged[folder_name].get(f"{label.upper()}-study")) is not None:
+                curves[env, label] = curve
+    return curves
