@@ -1,7 +1,7 @@
 SHELL = /bin/bash
 LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ setup.py
 
-.PHONY: test test-slow lint type format
+.PHONY: test test-slow lint type format study report docs
 
 test:
 	python -m pytest -m "not slow"
@@ -19,3 +19,12 @@ type:
 format:
 	ruff check --fix $(LINT_PATHS)
 	black $(LINT_PATHS)
+
+# The runs of a study that are not finished, and its report
+study:
+	python -m benchmarks.study run $(STUDY)
+	python -m benchmarks.study report $(STUDY)
+
+# All reports anew, from the files in docs/results alone
+report:
+	python -m benchmarks.study report

@@ -55,6 +55,8 @@ zoo = [
     # Optuna's plots
     "plotly",
 ]
+# What benchmarks/study needs besides the extra zoo, whose rl_zoo3[plots] brings rliable: the runs, and the report's page
+ray = ["ray>=2.40,<3", "pydantic>=2,<3", "filelock", "rich", "markdown-it-py>=3,<5", *zoo]
 
 setup(
     name="sb3-flowrl",
@@ -83,6 +85,7 @@ setup(
         "myosuite": myosuite,
         "all-envs": [*mujoco, *dmc, *myosuite],
         "zoo": zoo,
+        "ray": ray,
         "safe": safe,
         "onnx": onnx,
         "examples": examples,
@@ -96,7 +99,7 @@ setup(
             "black>=26.1.0,<27",
             "tensorboard",
             *examples,
-            *zoo,
+            *ray,  # and with it zoo
             *safe,
             *onnx,
         ],

@@ -3,6 +3,7 @@ Run studies and report on them::
 
     python -m benchmarks.study run smoke            # finished runs are skipped, interrupted ones go on
     python -m benchmarks.study report smoke         # tables, figures and pages from the finished runs' files alone
+    python -m benchmarks.study cost paper           # processor hours, from measured updates a second
 
 A study is a file, or the name of one in benchmarks/study/studies.
 """
@@ -11,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .records import RESULTS, WORK, Folders, write_atomically
+from .records import RESULTS, ROOT, WORK, Folders, write_atomically
 from .study import StudyError, find_study, load_study
 
 
@@ -39,6 +40,29 @@ def report(args: argparse.Namespace) -> bool:
     return True
 
 
+def cost(args: argparse.Namespace) -> bool:
+    """Print what a study takes."""
+    from .cost import MEASURED, estimate_cost, measured_rates
+
+    rates, origin = dict(args.rate), "as given"
+    if not rates:
+        source = f"medians of {MEASURED.relative_to(ROOT)}, networks 512 wide, one thread (the peers' actors of a layer more)"
+        rates, origin = measured_rates(), source
+    print(estimate_cost(load_study(find_study(args.study)), rates, origin))
+    return True
+
+
+def _rate(text: str) -> tuple[str, float]:
+    label, _, number = text.partition("=")
+    try:
+        rate = float(number)
+    except ValueError:
+        rate = 0.0
+    if not label or rate <= 0:
+        raise argparse.ArgumentTypeError(f"must be like sac=13.1, with updates a second above 0, but is {text!r}")
+    return label, rate
+
+
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(
@@ -57,6 +81,11 @@ def main() -> None:
 
     reporting = commands.add_parser("report", help="write tables, figures and pages from the runs' files")
     reporting.set_defaults(action=report)
+
+    costing = commands.add_parser("cost", help="estimate what a study takes")
+    costing.set_defaults(action=cost)
+    costing.add_argument("study")
+    costing.add_argument("--rate", type=_rate, action="append", default=[], help="updates a second, such as sac=13.1")
 
     running.add_argument("study")
     reporting.add_argument("studies", nargs="*", metavar="study", help="(all that have results)")

@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter
 from rliable import plot_utils
 
 from .results import Results
-from .statistics import AGGREGATES, Estimate, Statistics
+from .estimates import AGGREGATES, Estimate, Statistics
 from .zoo_plots import Curves
 
 STYLE: dict[Any, Any] = {
