@@ -35,17 +35,20 @@ safe = ["safetensors>=0.4.2"]
 onnx = ["onnx>=1.18", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
 mujoco = [
     "gymnasium[mujoco]",
-    # gymnasium's -v4 and -v5 tasks are made for MuJoCo 2 and 3
+    # These tasks run with MuJoCo 4 as well, but dm_control's don't (below), and going from the one to the other can leave an
+    # environment broken
     "mujoco<4",
 ]
 # What sb3_flowrl.envs needs for the DeepMind Control Suite, and HumanoidBench beside its checkout
 dmc = [
+    # Shimmy imports gymnasium's MuJoCo renderer without asking for what that needs, and HumanoidBench is made of gymnasium's
+    "gymnasium[mujoco]",
     "shimmy[dm-control]>=2.0.1,<3",
     "dm_control>=1.0.50",
     # dm_control 1.0.50 asks for 3.17 or newer, and with 4.0 none of its tasks loads (`flex_vertedge`)
     "mujoco<4",
 ]
-# Caps gymnasium below 1.3, with which all the others work too
+# Caps gymnasium below 1.3, with which all the others work too. It takes any MuJoCo, where the others need one below 4
 myosuite = ["myosuite>=3,<4", "mujoco<4"]
 zoo = [
     "rl_zoo3[plots]>=2.9,<3",

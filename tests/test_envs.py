@@ -1,5 +1,6 @@
 """What all suites have in common: their ids, their spaces, and what is said where one is missing."""
 
+import pickle
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import sb3_flowrl.envs
 from sb3_flowrl import FlowRL
@@ -22,6 +24,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*out of date"),
     pytest.mark.filterwarnings("ignore:.*symmetric and normalized"),
 ]
+one_of_each_suite = pytest.mark.parametrize(
+    "env_id",
+    [
+        pytest.param("dmc/quadruped-walk-v0", marks=paper_tasks.needs_dmc),
+        pytest.param("h1-reach-v0", marks=paper_tasks.needs_humanoid_bench),
+        pytest.param("myoHandReachRandom-v0", marks=paper_tasks.needs_myosuite),
+    ],
+)
 
 
 def test_importing_the_ids_imports_no_suite():
@@ -71,14 +81,7 @@ def test_seeds_reproduce(env_id, sizes):
     assert np.array_equal(states, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize(
-    "env_id",
-    [
-        pytest.param("dmc/quadruped-walk-v0", marks=paper_tasks.needs_dmc),
-        pytest.param("h1-reach-v0", marks=paper_tasks.needs_humanoid_bench),
-        pytest.param("myoHandReachRandom-v0", marks=paper_tasks.needs_myosuite),
-    ],
-)
+@one_of_each_suite
 def test_flowrl_learns_on_a_task_of_each_suite(env_id):
     model = FlowRL("MlpPolicy", env_id, learning_starts=40, buffer_size=200, policy_kwargs=dict(net_arch=[8]), seed=0)
     model.learn(50)
@@ -86,6 +89,29 @@ def test_flowrl_learns_on_a_task_of_each_suite(env_id):
     observation = model.get_env().reset()
     action, _ = model.predict(observation)
     assert model.action_space.contains(action[0])
+
+
+@one_of_each_suite
+def test_copies_are_the_same_task(env_id):
+    env = gym.make(env_id)
+    copy = pickle.loads(pickle.dumps(env))
+    assert np.array_equal(copy.reset(seed=1)[0], env.reset(seed=1)[0])
+    action = env.action_space.sample()
+    assert np.array_equal(copy.step(action)[0], env.step(action)[0])
+
+
+@one_of_each_suite
+def test_in_processes_of_their_own(env_id):
+    # the module before the colon is imported there, as gymnasium does with every id
+    makers = [lambda: gym.make(f"sb3_flowrl.envs:{env_id}")] * 2
+    env, here = SubprocVecEnv(makers), DummyVecEnv(makers)
+    env.seed(0), here.seed(0)
+    assert np.array_equal(env.reset(), here.reset())
+    actions = np.stack([env.action_space.sample() for _ in makers])
+    there, here = env.step(actions), here.step(actions)
+    # observations, rewards (float64 from there and float32 from here), dones
+    assert all(np.array_equal(left.astype(np.float32), right) for left, right in zip(there[:3], here[:3], strict=True))
+    env.close()
 
 
 MISSING = {

@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import pytest
+from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_flowrl.envs  # noqa: F401
@@ -12,6 +13,8 @@ from tests import paper_tasks
 if not paper_tasks.installed("myosuite"):  # not by importing it, which would take the ids back
     pytest.skip("MyoSuite is not installed", allow_module_level=True)
 
+# What asks for a file of a model hub when it is made
+DOWNLOADS = ("myoFullBodyDirectional-v0",)
 pytestmark = pytest.mark.filterwarnings("ignore:Attaching a spec")
 
 
@@ -23,6 +26,15 @@ def test_all_its_ids_are_ours():
     assert own - set(tasks.MYOSUITE) == {"myoChallengeChaseTagFBVs-v0"}  # of two agents
     assert set(tasks.MYOSUITE) <= own
     assert all(gym.spec(env_id).entry_point == "sb3_flowrl.envs.myosuite:make" for env_id in tasks.MYOSUITE)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # MyoSuite's own, and check_env's of bounds that are not ±1
+@pytest.mark.parametrize("env_id", [env_id for env_id in tasks.MYOSUITE if env_id not in DOWNLOADS])
+def test_every_id(env_id):
+    env = gym.make(env_id)
+    check_env(env)
+    env.close()
 
 
 def test_solved_is_success(monkeypatch):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 
 from sb3_flowrl.envs.missing import MissingSuiteError
 from sb3_flowrl.envs.registry import ids_kept
@@ -91,6 +92,7 @@ class HumanoidBenchEnv(_HumanoidEnv):
     # HumanoidBench's own default is "rgb_array", which asks for OpenGL where nothing is to be rendered
     def __init__(self, render_mode: str | None = None, **kwargs: Any):
         super().__init__(render_mode=render_mode, **kwargs)
+        EzPickle.__init__(self, render_mode, **kwargs)  # HumanoidBench keeps no argument that a copy could be made with
         self.observation_space: spaces.Box = spaces.Box(-np.inf, np.inf, self.observation_space.shape, np.float32)
         if render_mode is not None:
             self._mend_rendering(render_mode)

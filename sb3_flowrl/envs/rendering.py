@@ -3,11 +3,12 @@ Rendering without a screen.
 """
 
 import ctypes
-import importlib
 import os
+import subprocess
 import sys
 
 LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+PROBE = "from mujoco.{} import GLContext; context = GLContext(16, 16); context.make_current(); context.free()"
 
 
 def choose_backend() -> None:
@@ -21,10 +22,23 @@ def choose_backend() -> None:
     if sys.platform != "linux" or any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
         return
     for backend, library in LIBRARIES.items():
-        try:
-            ctypes.CDLL(library)
+        if _works(backend, library):
             os.environ["MUJOCO_GL"] = backend
-            importlib.import_module(f"mujoco.{backend}").GLContext(16, 16).free()
             return
-        except Exception:  # each backend fails in its own way
-            os.environ.pop("MUJOCO_GL", None)
+
+
+def _works(backend: str, library: str) -> bool:
+    """
+    Try a backend, in a process of its own: one that has tried EGL where it has no driver can't take OSMesa any more.
+
+    :param backend: what ``MUJOCO_GL`` would be
+    :param library: what the backend needs; where it is missing, there is nothing to try
+    :return: whether it makes a context
+    """
+    try:
+        ctypes.CDLL(library)
+        command = [sys.executable, "-c", PROBE.format(backend)]
+        probe = subprocess.run(command, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0

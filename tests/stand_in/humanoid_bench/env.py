@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.spaces import Box
+from gymnasium.utils import EzPickle
 
 from humanoid_bench.dmc_deps import dmc_sizes
 from humanoid_bench.mjx import flax_to_torch  # noqa: F401
@@ -73,10 +74,11 @@ class Push(Task):
 TASKS = {"walk": Task, "reach": Reach, "push": Push}
 
 
-class HumanoidEnv(MujocoEnv):
+class HumanoidEnv(MujocoEnv, EzPickle):
     metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 50}  # noqa: RUF012
 
     def __init__(self, robot=None, control=None, task=None, render_mode="rgb_array", width=256, height=256):
+        EzPickle.__init__(self, metadata=self.metadata)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{robot}_{control}_{task}.xml"
             path.write_text(MODEL)
