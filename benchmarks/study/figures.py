@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from rliable import plot_utils
 
-from .results import Results
 from .estimates import AGGREGATES, Estimate, Statistics
+from .results import Results
 from .zoo_plots import Curves
 
 STYLE: dict[Any, Any] = {

@@ -82,5 +82,5 @@ class Progress:
         if gained_now == gained_then:
             return ["no steps yet"]
         rate = (gained_now - gained_then) / (now - then)
-        minutes = steps_left / rate / 60
-        return [f"{rate:.0f} steps/s", f"{minutes // 60:.0f} h {minutes % 60:02.0f} min left"]
+        hours, minutes = divmod(round(steps_left / rate / 60), 60)
+        return [f"{rate:.0f} steps/s", f"{hours} h {minutes:02} min left"]

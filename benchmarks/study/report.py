@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .estimates import AGGREGATES, CONFIDENCE, REPLICATIONS, Block, Estimate, Statistics, compute, interval_of_mean
 from .figures import Figures
 from .page import to_html
 from .records import Folders, write_atomically
 from .results import Finished, Results, collect
-from .estimates import AGGREGATES, CONFIDENCE, REPLICATIONS, Block, Estimate, Statistics, compute, interval_of_mean
 from .study import Study
 from .zoo_plots import learning_curves
 

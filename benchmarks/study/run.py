@@ -34,6 +34,8 @@ CHECKPOINT_EVERY = 5_000
 #: Seconds between two notes of the progress.
 NOTE_EVERY = 2.0
 PROGRESS = "progress.json"
+#: How long a run waits for another process to leave its folder: one that has just been killed is gone by then.
+LOCK_SECONDS = 10.0
 
 
 class Manager(ExperimentManager):
@@ -165,11 +167,10 @@ def only_process_in(folder: Path) -> Iterator[None]:
     Keep other processes out of a folder.
 
     :param folder: a run's folder
-    :raises RuntimeError: if another process is in it, and still is after ten seconds
+    :raises RuntimeError: if another process is in it, and stays there
     """
     try:
-        # Ten seconds, in which a process that has just been killed is gone
-        with FileLock(folder / "lock", timeout=10):
+        with FileLock(folder / "lock", timeout=LOCK_SECONDS):
             yield
     except Timeout:
         raise RuntimeError(f"Another process works on the run in {folder}. Wait for it, or end it.") from None

@@ -1,0 +1,140 @@
+"""Study files: what they mean, and what is said of those that can't be run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from study.cost import estimate_cost, measured_rates
+from study.records import Folders, find_record, to_json, write_atomically
+from study.study import STUDIES, StudyError, find_study, load_study
+
+from tests.study_package import finish, make_study
+
+
+def test_runs_of_the_first_seed_come_first(tmp_path):
+    study = make_study(tmp_path, seeds=[3, 1], environments=["Pendulum-v1", "MountainCarContinuous-v0"])
+    assert [run.name for run in study.runs()] == [
+        "Pendulum-v1_flowrl_seed3",
+        "Pendulum-v1_sac_seed3",
+        "MountainCarContinuous-v0_flowrl_seed3",
+        "MountainCarContinuous-v0_sac_seed3",
+        "Pendulum-v1_flowrl_seed1",
+        "Pendulum-v1_sac_seed1",
+        "MountainCarContinuous-v0_flowrl_seed1",
+        "MountainCarContinuous-v0_sac_seed1",
+    ]
+
+
+def test_hyperparameters_of_an_algorithm_go_over_those_of_the_study(tmp_path):
+    slow = dict(algo="sac", hyperparameters=dict(tau=0.001, learning_starts=7))
+    study = make_study(tmp_path, algorithms=dict(sac=None, slow=slow), hyperparameters=dict(learning_starts=5, gamma=0.9))
+    default, changed = study.runs()
+    assert (default.algo, default.hyperparameters) == ("sac", dict(learning_starts=5, gamma=0.9))
+    assert (changed.algo, changed.hyperparameters) == ("sac", dict(learning_starts=7, gamma=0.9, tau=0.001))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(stepps=5), "stepps: Extra inputs are not permitted (it is 5)"),
+        (dict(steps="many"), "steps: Input should be a valid integer (it is 'many')"),
+        (dict(steps=0), "steps: Input should be greater than 0 (it is 0)"),
+        (dict(steps=1e5), "steps: Input should be a valid integer (it is 100000.0)"),
+        (dict(seeds=[]), "seeds: List should have at least 1 item"),
+        (dict(seeds=[0, 1, 0]), "seeds: Value error, 0 is there more than once"),
+        (dict(seeds=[-1]), "seeds.0: Input should be greater than or equal to 0 (it is -1)"),
+        (dict(algorithms={"SAC": None}), "algorithms.SAC.[key]: String should match pattern"),
+        (dict(algorithms={"sacc": None}, baselines=["sacc"]), "rl_zoo3 has no algorithm 'sacc' (did you mean 'sac'?)"),
+        (dict(algorithms={"sac": dict(tau=1)}), "algorithms.sac.tau: Extra inputs are not permitted (it is 1)"),
+        (dict(baselines=["td3"]), "baselines: 'td3' is not among the study's algorithms, flowrl, sac"),
+        (dict(comparisons={"both": ["sac", "td3"]}), "both: 'td3' is not among the study's algorithms, flowrl, sac"),
+        (dict(environments=["Pendulum-v11"]), "gymnasium knows no 'Pendulum-v11' (did you mean 'Pendulum-v1'?)"),
+        (dict(gym_packages=["no_such_module"]), "gym_packages: no_such_module can't be imported"),
+        (dict(evaluation=dict(every=250, episodes=3)), "evaluation.every: 250 does not divide the 600 steps"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said(tmp_path, changes, message):
+    with pytest.raises(StudyError) as error:
+        make_study(tmp_path, **changes)
+    assert message in str(error.value) and "made-up.yml" in str(error.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    with pytest.raises(StudyError) as error:
+        make_study(tmp_path, steps=-1, seeds="all")
+    assert "steps: " in str(error.value) and "seeds: " in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [("a: [", "is not YAML"), ("- sac", "must hold keys")])
+def test_file_that_is_no_study(tmp_path, text, message):
+    path = tmp_path / "odd.yml"
+    path.write_text(text)
+    with pytest.raises(StudyError, match=message):
+        load_study(path)
+
+
+def test_unknown_study_is_answered_with_those_there_are():
+    with pytest.raises(StudyError, match=r"no study 'smok'.*part1, .*smoke"):
+        find_study("smok")
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yml")), ids=lambda path: path.stem)
+def test_our_own_studies_can_be_run(path):
+    study = load_study(path)
+    assert len({run.name for run in study.runs()}) == len(study.runs()) > 0
+    assert all(study.includes == [] or find_study(other) for other in study.includes)
+
+
+def test_runs_of_an_included_study_count_where_they_are_the_same(tmp_path):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    first = make_study(tmp_path, "first")
+    for run in first.runs():
+        finish(first, run, folders, final=1.0)
+    other_sac = dict(flowrl=None, sac=dict(hyperparameters=dict(tau=0.1)))
+    second = make_study(tmp_path, "second", includes=["first"], algorithms=other_sac)
+    flowrl, sac = second.runs()
+    assert find_record(second, flowrl, folders) == folders.record("first", flowrl)
+    assert find_record(second, sac, folders) is None
+
+
+def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    study = make_study(tmp_path)
+    finish(study, study.runs()[0], folders, final=1.0)
+    changed = make_study(tmp_path, steps=1000)
+    with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* steps was 600, and is 1000 in the study"):
+        find_record(changed, changed.runs()[0], folders)
+
+
+def test_file_stays_as_it_was_if_writing_fails(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\udc80")  # can't be encoded
+    assert path.read_text() == "old"
+
+
+def test_cost_is_updates_by_measured_rate(tmp_path):
+    study = make_study(tmp_path, steps=7200, evaluation=dict(every=3600, episodes=1), seeds=[0, 1])
+    text = estimate_cost(study, dict(flowrl=1.0, sac=4.0), "made up")
+    assert "| flowrl | 2 | 14,400 | 1.0 | 4 |" in text and "| sac | 2 | 14,400 | 4.0 | 1 |" in text
+    assert "| all | 4 | | | 5 " in text and "unmeasured" in text
+    with pytest.raises(StudyError, match="no rate of 'sac'"):
+        estimate_cost(study, dict(flowrl=1.0), "made up")
+
+
+def test_cost_takes_the_rates_of_the_speed_benchmark():
+    rates = measured_rates()
+    assert rates.keys() >= {"flowrl", "sac", "td3", "tqc"} and all(rate > 0 for rate in rates.values())
+
+
+def test_record_is_json_with_a_line_for_each_evaluation():
+
+    record = dict(a=1, evaluations=[dict(step=1, returns=[1.5]), dict(step=2, returns=[2.5])], b=dict(c=None), d=[])
+    assert json.loads(to_json(record)) == record
+    assert len(to_json(record).splitlines()) == 9

@@ -1,0 +1,191 @@
+"""The report of a study, from runs' files that are made up."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy.stats import trim_mean
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from study import estimates
+from study.__main__ import main
+from study.estimates import choose_block, compute
+from study.records import Folders, write_atomically
+from study.report import write_report
+from study.results import collect
+from study.study import Study
+
+from tests.study_package import finish, make_study
+
+ROOT = Path(__file__).parent.parent
+TASKS = ["Pendulum-v1", "MountainCarContinuous-v0"]
+SEEDS = [0, 1, 2]
+#: Final returns by task, algorithm and seed. Random actions get -100 everywhere.
+FINALS = {
+    "Pendulum-v1": {"flowrl": [0.0, 50.0, 100.0], "sac": [50.0, 100.0, 150.0], "td3": [0.0, 0.0, 0.0]},
+    "MountainCarContinuous-v0": {"flowrl": [100.0, 300.0, 500.0], "sac": [0.0, 0.0, 0.0], "td3": [100.0, 100.0, 100.0]},
+}
+RANDOM = -100.0
+
+
+@pytest.fixture(autouse=True)
+def few_resamplings(monkeypatch):
+    monkeypatch.setattr(estimates, "REPLICATIONS", 50)
+
+
+@pytest.fixture
+def folders(tmp_path) -> Folders:
+    return Folders(tmp_path / "results", tmp_path / "work")
+
+
+def make(tmp_path: Path, folders: Folders, without=(), **changes) -> Study:
+    """A study of which all runs but some are finished."""
+    algorithms: dict = dict(flowrl=None, sac=None, td3=None)
+    study = make_study(tmp_path, environments=TASKS, seeds=SEEDS, algorithms=algorithms, baselines=["sac", "td3"], **changes)
+    for run in study.runs():
+        if run.name not in without:
+            finish(study, run, folders, FINALS[run.env][run.label][run.seed], RANDOM)
+    return study
+
+
+def pages(study: Study, folders: Folders) -> tuple[str, str]:
+    markdown, html = write_report(study, folders)
+    return markdown.read_text(), html.read_text()
+
+
+def test_numbers_are_those_of_the_runs(tmp_path, folders):
+    study = make(tmp_path, folders)
+    markdown, _ = pages(study, folders)
+    assert "**18 of 18 runs are finished.**" in markdown and "Not finished" not in markdown
+    # Best baselines: SAC with 100 on Pendulum, TD3 with 100 on MountainCar. So a score is (return + 100) / 200.
+    task = next(line for line in markdown.splitlines() if line.startswith("| Pendulum-v1 | flowrl | 50.0 |"))
+    assert "| 0.75 | 0.50 |" in task
+    for seed, final in zip(SEEDS, ["0.0", "50.0", "100"], strict=True):
+        assert f"{seed}: [{final}](runs/Pendulum-v1_flowrl_seed{seed}.json)" in task
+    assert "| MountainCarContinuous-v0 | -100 | td3 | 100 |" in markdown
+    scores = [(final + 100) / 200 for of_task in FINALS.values() for final in of_task["flowrl"]]
+    aggregates = next(line for line in markdown.splitlines() if re.match(r"\| flowrl \| [\d.]+ \(", line))
+    iqm, mean, median = re.findall(r"\| ([\d.]+) \(", aggregates)
+    assert float(iqm) == pytest.approx(trim_mean(scores, 0.25), abs=0.005)
+    assert float(mean) == pytest.approx(sum(scores) / 6, abs=0.005) and float(median) == pytest.approx(1.375, abs=0.005)
+    # On Pendulum FlowRL beats SAC in 2 of 9 pairs and ties in 2, on MountainCar in all
+    assert f"| flowrl > sac | {((1 + 2 * 0.5) / 9 + 1) / 2:.2f} (" in markdown
+
+
+def test_intervals_hold_the_estimate_and_have_a_width(tmp_path, folders):
+    statistics = compute(collect(make(tmp_path, folders), folders))
+    for label in ("flowrl", "sac"):
+        value, low, high = statistics.aggregates[label][0]
+        assert low <= value <= high and high - low > 0.05
+    value, low, high = statistics.aggregates["td3"][1]
+    assert value == low == high == pytest.approx(0.75)  # all its runs are alike
+    assert statistics.efficiency["flowrl"].value.tolist() == sorted(statistics.efficiency["flowrl"].value)
+
+
+def test_same_files_make_the_same_report(tmp_path, folders):
+    study = make(tmp_path, folders)
+    folder = folders.results / study.name
+
+    def state() -> dict[Path, bytes]:
+        write_report(study, folders)
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = state()
+    assert before == state() and len([path for path in before if path.suffix == ".svg"]) == 5
+
+
+def test_every_link_leads_somewhere_and_the_html_needs_no_other_file(tmp_path, folders):
+    study = make(tmp_path, folders)
+    markdown, html = pages(study, folders)
+    folder = folders.results / study.name
+    links = re.findall(r"\]\(([^)]+)\)", markdown)
+    assert len(set(links)) == 18 + 5 and all((folder / link).is_file() for link in links)
+    sources = re.findall(r'src="([^"]*)"', html)
+    assert len(sources) == 5 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "<script" not in html and "<link" not in html
+
+
+def test_what_is_missing_is_said_and_in_no_number(tmp_path, folders):
+    missing = {"Pendulum-v1_flowrl_seed2", "MountainCarContinuous-v0_td3_seed1"}
+    study = make(tmp_path, folders, without=missing)
+    write_atomically(folders.failure(study.name, study.runs()[0]), "of an earlier attempt")
+    failed = next(run for run in study.runs() if run.name == "Pendulum-v1_flowrl_seed2")
+    write_atomically(folders.failure(study.name, failed), "Traceback\nValueError: it broke\n")
+    markdown, _ = pages(study, folders)
+    assert (
+        "**16 of 18 runs are finished.** Not finished, and in none of the numbers: MountainCarContinuous-v0_td3_seed1."
+        in markdown
+    )
+    assert "- [Pendulum-v1_flowrl_seed2](failures/Pendulum-v1_flowrl_seed2.txt): `ValueError: it broke`" in markdown
+    assert "earlier attempt" not in markdown
+    block = choose_block(collect(study, folders))
+    assert block.envs == TASKS and block.seeds == dict(flowrl=[0, 1], sac=[0, 1, 2], td3=[0, 2])
+    assert "flowrl: 0, 1; sac: 0, 1, 2; td3: 0, 2" in markdown
+
+
+def test_task_that_not_all_have_run_is_left_out_of_the_average(tmp_path, folders):
+    missing = {f"Pendulum-v1_td3_seed{seed}" for seed in SEEDS}
+    study = make(tmp_path, folders, without=missing)
+    markdown, _ = pages(study, folders)
+    assert choose_block(collect(study, folders)).envs == ["MountainCarContinuous-v0"]
+    assert "no baseline beats random actions: Pendulum-v1." in markdown
+    assert "| Pendulum-v1 | td3 | not run |" in markdown
+
+
+def test_one_run_has_no_interval(tmp_path, folders):
+    missing = {f"{task}_{label}_seed{seed}" for task in TASKS for label in ("flowrl", "sac", "td3") for seed in (1, 2)}
+    markdown, _ = pages(make(tmp_path, folders, without=missing), folders)
+    assert "One run of an algorithm is no sample" in markdown
+    assert not re.search(r"\([-\d.]+ to [-\d.]+\)", markdown)
+
+
+def test_study_without_any_run_has_a_report(tmp_path, folders):
+    study = make_study(tmp_path)
+    markdown, html = pages(study, folders)
+    assert "**0 of 2 runs are finished.**" in markdown and "A made-up question?" in html
+
+
+def test_findings_are_part_of_the_report(tmp_path, folders):
+    study = make(tmp_path, folders)
+    write_atomically(folders.results / study.name / "findings.md", "## What it shows\n\nNothing at all.\n")
+    markdown, html = pages(study, folders)
+    assert "## What it shows\n\nNothing at all." in markdown and "<p>Nothing at all.</p>" in html
+
+
+def test_comparisons_have_a_figure_each(tmp_path, folders):
+    study = make(tmp_path, folders, comparisons={"Old and new": ["sac", "flowrl"], "Old": ["sac", "td3"]})
+    markdown, _ = pages(study, folders)
+    assert "### Old and new" in markdown and "figures/curves.svg" in markdown and "figures/curves1.svg" in markdown
+
+
+def test_command_rebuilds_the_report_from_the_results_alone(tmp_path, folders, monkeypatch, capsys):
+    study = make(tmp_path, folders)
+    written = tmp_path / f"{study.name}.yml"
+    written.rename(folders.results / study.name / written.name)
+    monkeypatch.setattr(sys, "argv", ["study", "report", "--results", str(folders.results)])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    pages = [str(folders.results / study.name / name) for name in ("report.md", "report.html")]
+    assert capsys.readouterr().out.split() == pages
+
+
+def test_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study", "report", "no-such-study", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: There is no study 'no-such-study'\."):
+        main()
+
+
+@pytest.mark.slow
+def test_smoke_study_from_end_to_end(tmp_path):
+    for command in ("run", "report"):
+        arguments = ["--results", str(tmp_path / "results")]
+        arguments += ["--work", str(tmp_path / "work")] if command == "run" else []
+        subprocess.run([sys.executable, "-m", "benchmarks.study", command, "smoke", *arguments], cwd=ROOT, check=True)
+    folder = tmp_path / "results" / "smoke"
+    assert "**4 of 4 runs are finished.**" in (folder / "report.md").read_text()
+    records = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    assert len(records) == 4 and (folder / "report.html").stat().st_size > 50_000

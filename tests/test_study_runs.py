@@ -1,0 +1,188 @@
+"""Runs of a study: what training and evaluation leave behind, and that neither a kill nor a failure loses anything."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+from study import run as run_module
+from study import runner
+from study.records import Folders
+from study.run import execute
+from study.runner import Resources, run_study
+from study.study import Run
+
+from tests.study_package import finish, make_study
+
+ALGOS = ["flowrl", "sac", "td3", pytest.param("tqc", marks=pytest.mark.slow)]
+ONE_CORE = Resources(cpus=1)
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", 200)  # Pendulum's episodes are as long
+    monkeypatch.setenv("PYTHONPATH", str(Path(run_module.__file__).parent.parent))  # for Ray's workers
+
+
+@pytest.fixture
+def folders(tmp_path) -> Folders:
+    return Folders(tmp_path / "results", tmp_path / "work")
+
+
+def make_run(folder: Path, algo: str, **changes) -> Run:
+    [run] = make_study(folder, algorithms={algo: None}, baselines=[algo], **changes).runs()
+    return run
+
+
+def interrupt_at(step: int, monkeypatch) -> None:
+    def note_progress(scratch: Path):
+        def tell(now: int) -> None:
+            if now == step:
+                raise Interrupted
+
+        return tell
+
+    monkeypatch.setattr(run_module, "note_progress", note_progress)
+
+
+def learned(record: dict) -> list:
+    return [{key: value for key, value in point.items() if key != "seconds"} for point in record["evaluations"]]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_interrupted_run_ends_as_if_it_had_not_been(algo, tmp_path, monkeypatch):
+    run = make_run(tmp_path, algo)
+    whole = execute(run, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(450, patch)  # after the evaluation and the checkpoint of step 400
+        with pytest.raises(Interrupted):
+            execute(run, tmp_path / "interrupted")
+    resumed = execute(run, tmp_path / "interrupted")
+    assert (whole["resumed_at"], resumed["resumed_at"]) == ([], [400])
+    assert learned(resumed) == learned(whole) and resumed["random_returns"] == whole["random_returns"]
+    assert [point["step"] for point in whole["evaluations"]] == [200, 400, 600]
+    assert resumed["n_updates"] == whole["n_updates"] > 50
+
+
+def test_evaluation_leaves_no_trace_in_training(tmp_path):
+    often = execute(make_run(tmp_path, "sac"), tmp_path / "often")
+    rarely = execute(make_run(tmp_path, "sac", evaluation=dict(every=600, episodes=3)), tmp_path / "rarely")
+    assert learned(often)[-1] == learned(rarely)[-1]
+
+
+def test_record_says_how_the_run_was_made(tmp_path):
+    record = execute(make_run(tmp_path, "td3"), tmp_path / "run", command="typed")
+    assert record["run"]["seed"] == 0 and record["command"] == "typed" and record["threads"] == 1
+    # rl_zoo3's for Pendulum-v1, and over them the study's
+    assert record["hyperparameters"]["noise_type"] == "normal" and record["hyperparameters"]["train_freq"] == 8
+    assert record["processor"] and record["commit"] and record["versions"]["torch"] and record["finished"]
+    assert record["seconds"] > 0 and record["cpu_seconds"] > 0
+    assert all(point.keys() == {"step", "seconds", "deterministic"} for point in record["evaluations"])
+    assert all(len(point["deterministic"]) == 3 for point in record["evaluations"]) and len(record["random_returns"]) == 3
+    json.dumps(record)
+
+
+def test_class_of_the_replay_buffer_is_named_by_its_path(tmp_path, monkeypatch):
+    interrupt_at(1, monkeypatch)
+    run = make_run(tmp_path, "flowrl", hyperparameters=dict(replay_buffer_class="sb3_flowrl.RecencyReplayBuffer"))
+    manager, resolved = run_module.make_manager(run, tmp_path / "run", "cpu")
+    assert type(manager.model.replay_buffer).__name__ == "RecencyReplayBuffer"
+    assert "RecencyReplayBuffer" in run_module._as_plain_data(resolved["replay_buffer_class"])
+
+
+def test_second_process_is_kept_out_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "LOCK_SECONDS", 0.1)
+    with run_module.only_process_in(tmp_path):
+        with pytest.raises(RuntimeError, match="Another process works on the run in"):
+            with run_module.only_process_in(tmp_path):
+                pass
+
+
+def test_failure_is_written_down_and_stops_no_other_run(tmp_path, folders, capsys):
+    algorithms = {"broken": dict(algo="sac", hyperparameters=dict(no_such_argument=1)), "sac": None, "td3": None}
+    study = make_study(tmp_path, algorithms=algorithms, steps=400)
+    broken, sac, td3 = study.runs()
+    finish(study, td3, folders, final=-5.0)
+    before = folders.record(study.name, td3).read_bytes()
+    assert not run_study(study, folders, ONE_CORE)
+    assert "unexpected keyword argument 'no_such_argument'" in folders.failure(study.name, broken).read_text()
+    assert not folders.record(study.name, broken).exists()
+    assert len(json.loads(folders.record(study.name, sac).read_text())["evaluations"]) == 2
+    assert folders.record(study.name, td3).read_bytes() == before  # it was finished, and is skipped
+    assert not folders.scratch(study.name, sac).exists()
+    printed = capsys.readouterr().out
+    assert "3 runs, of which 1 are finished already" in printed and "2 runs finished, 1 failed" in printed
+
+
+def test_finished_study_starts_nothing(tmp_path, folders, monkeypatch):
+    study = make_study(tmp_path)
+    for run in study.runs():
+        finish(study, run, folders, final=1.0)
+    monkeypatch.setattr(runner, "_start_ray", lambda resources: pytest.fail("Ray was started"))
+    assert run_study(study, folders, ONE_CORE)
+
+
+@pytest.mark.slow
+def test_run_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, folders):
+    # Of its own process Ray's worker knows nothing of the patched interval of checkpoints: they are 5 000 steps apart
+    hyperparameters = dict(policy_kwargs="dict(net_arch=[16, 16])", learning_starts=100, train_freq=20, gradient_steps=1)
+    study = make_study(
+        tmp_path,
+        steps=40_000,
+        evaluation=dict(every=5_000, episodes=3),
+        algorithms=dict(sac=None),
+        hyperparameters=hyperparameters,
+    )
+    [run] = study.runs()
+    scratch = folders.scratch(study.name, run)
+    killed = []
+
+    def kill_after_first_checkpoint() -> None:
+        while not list(scratch.glob("checkpoints/checkpoint-*")):
+            time.sleep(0.02)
+        killed.append(json.loads((scratch / run_module.PROGRESS).read_text())["pid"])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_after_first_checkpoint)
+    killer.start()
+    assert run_study(study, folders, ONE_CORE)
+    killer.join()
+    record = json.loads(folders.record(study.name, run).read_text())
+    assert len(killed) == 1 and len(record["resumed_at"]) == 1 and record["resumed_at"][0] >= 5_000
+    assert learned(record) == learned(execute(run, tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_run_whose_worker_always_dies_is_reported(tmp_path, folders):
+    study = make_study(tmp_path, algorithms=dict(sac=None), gym_packages=[])
+    [run] = study.runs()
+    scratch = folders.scratch(study.name, run)
+    stop = threading.Event()
+
+    def kill_every_worker() -> None:
+        while not stop.is_set():
+            time.sleep(0.01)
+            try:
+                os.kill(json.loads((scratch / run_module.PROGRESS).read_text())["pid"], signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+
+    killer = threading.Thread(target=kill_every_worker)
+    killer.start()
+    try:
+        assert not run_study(study, folders, Resources(cpus=1, retries=1))
+    finally:
+        stop.set()
+        killer.join()
+    assert "WorkerCrashedError" in folders.failure(study.name, run).read_text()
