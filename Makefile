@@ -28,3 +28,8 @@ study:
 # All reports anew, from the files in docs/results alone
 report:
 	python -m benchmarks.study report
+
+# The API's pages, from the docstrings, in build/docs
+docs:
+	pdoc --docformat restructuredtext --math -o build/docs \
+		sb3_flowrl sb3_flowrl.{losses,flow,guidance,update,networks,checkpoint,safe,export,envs,zoo}

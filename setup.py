@@ -89,6 +89,7 @@ setup(
         "all-envs": [*mujoco, *dmc, *myosuite],
         "zoo": zoo,
         "ray": ray,
+        "docs": ["pdoc>=15"],  # make docs
         "safe": safe,
         "onnx": onnx,
         "examples": examples,

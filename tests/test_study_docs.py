@@ -1,0 +1,31 @@
+"""The pages on the method and for people who come from SAC name functions and files that there are."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "docs" / "method.md", ROOT / "docs" / "coming_from_sac.md"]
+
+
+def test_every_equation_names_a_function_that_there_is():
+    functions = re.findall(r"\[`(\w+)\.(\w+)`\]\(\.\./sb3_flowrl/(\w+)\.py\)", PAGES[0].read_text())
+    assert len(functions) > 10
+    for module, function, file in functions:
+        assert module == file and callable(getattr(importlib.import_module(f"sb3_flowrl.{module}"), function))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|src=\"([^\"]+)\"", page.read_text())
+    paths = [page.parent / (link or source) for link, source in links]
+    assert paths and [path for path in paths if not path.exists()] == []
+
+
+def test_citation_names_the_paper_and_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == (ROOT / "sb3_flowrl" / "version.txt").read_text().strip()
+    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2506.12811"
