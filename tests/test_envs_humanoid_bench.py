@@ -76,7 +76,9 @@ def test_a_folder_without_it_is_named(fresh, tmp_path):
 
 def test_ids_stay_ours_when_it_registers_its_own(stand_in):
     gym.make("h1-walk-v0")
-    assert registry.suites_own["h1-walk-v0"].entry_point == "humanoid_bench.env:HumanoidEnv"
+    own = registry.suites_own["h1-walk-v0"]
+    assert own.entry_point == "humanoid_bench.env:HumanoidEnv"
+    assert gym.spec("h1-walk-v0").max_episode_steps == own.max_episode_steps == 1000
     assert gym.spec("h1-walk-v0").entry_point == "sb3_flowrl.envs.humanoid_bench:HumanoidBenchEnv"
     gym.registry["h1-walk-v0"] = registry.suites_own["h1-walk-v0"]  # as after an import of it by the user
     sb3_flowrl.envs.register()
