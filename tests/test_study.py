@@ -53,6 +53,7 @@ def test_hyperparameters_of_an_algorithm_go_over_those_of_the_study(tmp_path):
         (dict(baselines=["td3"]), "baselines: 'td3' is not among the study's algorithms, flowrl, sac"),
         (dict(comparisons={"both": ["sac", "td3"]}), "both: 'td3' is not among the study's algorithms, flowrl, sac"),
         (dict(environments=["Pendulum-v11"]), "gymnasium knows no 'Pendulum-v11' (did you mean 'Pendulum-v1'?)"),
+        (dict(includes=["parts"]), "includes: there is no study 'parts' in "),
         (dict(gym_packages=["no_such_module"]), "gym_packages: no_such_module can't be imported"),
         (dict(evaluation=dict(every=250, episodes=3)), "evaluation.every: 250 does not divide the 600 steps"),
     ],

@@ -93,11 +93,32 @@ def test_record_says_how_the_run_was_made(tmp_path):
     json.dumps(record)
 
 
-def test_class_of_the_replay_buffer_is_named_by_its_path(tmp_path, monkeypatch):
-    interrupt_at(1, monkeypatch)
+def test_checkpoints_of_other_hyperparameters_are_not_gone_on_from(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(450, patch)
+        with pytest.raises(Interrupted):
+            execute(make_run(tmp_path, "td3"), tmp_path / "run")
+    changed = make_run(tmp_path, "td3", hyperparameters=dict(learning_starts=500))
+    record = execute(changed, tmp_path / "run")
+    assert record["resumed_at"] == [] and record["hyperparameters"]["learning_starts"] == 500
+
+
+def test_environments_that_step_past_the_evaluations_are_refused(tmp_path):
+    run = make_run(tmp_path, "sac", hyperparameters=dict(n_envs=3))
+    with pytest.raises(ValueError, match="The 3 environments that train together step past the evaluations, every 200 steps"):
+        execute(run, tmp_path / "run")
+
+
+def test_only_off_policy_algorithms_can_be_studied(tmp_path):
+    run = make_run(tmp_path, "ppo", hyperparameters={})
+    with pytest.raises(ValueError, match="'ppo' is not an off-policy algorithm"):
+        execute(run, tmp_path / "run")
+
+
+def test_class_of_the_replay_buffer_is_named_by_its_path(tmp_path):
     run = make_run(tmp_path, "flowrl", hyperparameters=dict(replay_buffer_class="sb3_flowrl.RecencyReplayBuffer"))
-    manager, resolved = run_module.make_manager(run, tmp_path / "run", "cpu")
-    assert type(manager.model.replay_buffer).__name__ == "RecencyReplayBuffer"
+    _, model, resolved = run_module.set_up(run, tmp_path / "run", "cpu")
+    assert type(model.replay_buffer).__name__ == "RecencyReplayBuffer"
     assert "RecencyReplayBuffer" in run_module._as_plain_data(resolved["replay_buffer_class"])
 
 

@@ -96,6 +96,8 @@ def main() -> None:
         succeeded = args.action(args)
     except StudyError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on where it was")
     sys.exit(0 if succeeded else 1)
 
 

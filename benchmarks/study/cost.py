@@ -45,7 +45,7 @@ def estimate_cost(study: Study, rates: Mapping[str, float], origin: str) -> str:
     lines = ["| algorithm | runs | updates | updates a second | processor hours |", "|---|---|---|---|---|"]
     total = 0.0
     for label, algorithm in study.algorithms.items():
-        rate = rates.get(label, rates.get(algorithm.algo or label))
+        rate = rates.get(label, rates.get(algorithm.algo))
         if rate is None:
             raise StudyError(f"There is no rate of {label!r}; measure it, and give it with --rate {label}=UPDATES_A_SECOND.")
         n_runs = len(study.environments) * len(study.seeds)

@@ -85,6 +85,7 @@ class Evaluate(BaseCallback):
     :param run: says how to evaluate
     :param env: as many environments as an evaluation has episodes, which nothing else uses
     :param tell: is called with the number of steps done, at every step
+    :raises ValueError: when training starts, if its environments step past the evaluations
     """
 
     def __init__(self, run: Run, env: VecEnv, tell: Callable[[int], None]):
@@ -92,24 +93,30 @@ class Evaluate(BaseCallback):
         self.run, self.env, self.tell = run, env, tell
 
     def _on_training_start(self) -> None:
+        if self.run.evaluation.every % self.training_env.num_envs:
+            raise ValueError(
+                f"The {self.training_env.num_envs} environments that train together step past the evaluations, every "
+                f"{self.run.evaluation.every} steps. Choose n_envs so that it divides them, or give n_envs: 1."
+            )
         self.journal = journal_of(self.model)
+        self.last_reading = read_clocks()
         if not self.journal["random_returns"]:
             self.journal["random_returns"] = self._play(RandomPolicy(self.env, self.run.seed), deterministic=True)
-        self._read_clocks()
+            self._count_time("evaluation_seconds")
 
     def _on_step(self) -> bool:
-        self._read_clocks()
+        self._count_time("seconds", "cpu_seconds")
         if self.num_timesteps % self.run.evaluation.every == 0:
             point: dict[str, Any] = dict(step=self.num_timesteps, seconds=round(self.journal["seconds"], 1))
             for mode, deterministic in self.run.modes.items():
                 point[mode] = self._play(self.model, deterministic)
             self.journal["evaluations"].append(point)
-            self._read_clocks("evaluation_seconds")
+            self._count_time("evaluation_seconds")
         self.tell(self.num_timesteps)
         return True
 
     def _on_training_end(self) -> None:
-        self._read_clocks()
+        self._count_time("seconds", "cpu_seconds")
 
     def _play(self, policy: PolicyPredictor, deterministic: bool) -> list[float]:
         if self.model.get_vec_normalize_env() is not None:
@@ -121,13 +128,15 @@ class Evaluate(BaseCallback):
             )
         return np.round(returns, DIGITS).tolist()
 
-    def _read_clocks(self, evaluation: str = "") -> None:
-        """Add the time since the last call to training's clocks, or to the evaluation's."""
-        now = (time.perf_counter(), time.process_time())
-        before = getattr(self, "_last_reading", now)
-        if evaluation:
-            self.journal[evaluation] += now[0] - before[0]
-        else:
-            self.journal["seconds"] += now[0] - before[0]
-            self.journal["cpu_seconds"] += now[1] - before[1]
-        self._last_reading = now
+    def _count_time(self, *names: str) -> None:
+        """Add the time since the last call to these entries of the journal, of the wall's clock and of the processor's."""
+        before, self.last_reading = self.last_reading, read_clocks()
+        for name, earlier, now in zip(names, before, self.last_reading, strict=False):
+            self.journal[name] += now - earlier
+
+
+def read_clocks() -> tuple[float, float]:
+    """
+    :return: seconds on the wall's clock, and of this process on the processor
+    """
+    return time.perf_counter(), time.process_time()

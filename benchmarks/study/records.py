@@ -77,12 +77,10 @@ def find_record(study: Study, run: Run, folders: Folders) -> Path | None:
 
 
 def _compare(recorded: dict[str, Any], run: Run) -> list[str]:
-    asked = {**run.specification(), "gym_packages": None}
-    recorded = {**recorded, "gym_packages": None}  # what the environment is, its id says
     return [
-        f"{key} was {recorded.get(key)!r}, and is {asked.get(key)!r} in the study"
-        for key in asked.keys() | recorded.keys()
-        if recorded.get(key) != asked.get(key)
+        f"{key} was {recorded.get(key)!r}, and is {asked!r} in the study"
+        for key, asked in run.specification().items()
+        if recorded.get(key) != asked
     ]
 
 

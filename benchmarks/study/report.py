@@ -16,7 +16,7 @@ from .figures import Figures
 from .page import to_html
 from .records import Folders, write_atomically
 from .results import Finished, Results, collect
-from .study import Study
+from .study import DETERMINISTIC_ALGOS, Study
 from .zoo_plots import learning_curves
 
 #: Shares of the steps at which the tables tell of the way to the end.
@@ -226,7 +226,7 @@ class Report:
                 "mean of the distribution) and with actions drawn from the policy: mean return of the last evaluation."
             )
             yield _table(["run", "deterministic", "stochastic"], rows)
-        if plain := [label for label in self.labels if self.study.algorithms[label].algo in ("td3", "ddpg")]:
+        if plain := [label for label in self.labels if self.study.algorithms[label].algo in DETERMINISTIC_ALGOS]:
             yield f"The policies of {', '.join(plain)} draw no actions."
 
     def _protocol(self) -> Iterable[str]:

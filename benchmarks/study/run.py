@@ -17,7 +17,7 @@ from typing import Any
 import torch as th
 from filelock import FileLock, Timeout
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, get_class_by_name
+from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
@@ -33,7 +33,8 @@ from .study import Run
 CHECKPOINT_EVERY = 5_000
 #: Seconds between two notes of the progress.
 NOTE_EVERY = 2.0
-PROGRESS = "progress.json"
+#: What is in a run's folder.
+CHECKPOINTS, PROGRESS, SPECIFICATION = "checkpoints", "progress.json", "run.json"
 #: How long a run waits for another process to leave its folder: one that has just been killed is gone by then.
 LOCK_SECONDS = 10.0
 
@@ -71,10 +72,11 @@ def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> 
         importlib.import_module(package)
     scratch.mkdir(parents=True, exist_ok=True)
     with only_process_in(scratch), open(scratch / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        discard_another_runs_checkpoints(run, scratch)
         th.set_num_threads(1)
         set_random_seed(run.seed)
-        manager, hyperparameters = make_manager(run, scratch, device)
-        model, threads = train(manager, run, scratch), th.get_num_threads()
+        manager, model, hyperparameters = set_up(run, scratch, device)
+        model = train(manager, model, run, scratch)
     return dict(
         run=run.specification(),
         hyperparameters={key: _as_plain_data(value) for key, value in hyperparameters.items()},
@@ -83,19 +85,32 @@ def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> 
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         device=str(model.device),
-        threads=threads,
+        threads=th.get_num_threads(),
         **describe_machine(),
     )
 
 
-def make_manager(run: Run, scratch: Path, device: str) -> tuple[Manager, dict[str, Any]]:
+def discard_another_runs_checkpoints(run: Run, scratch: Path) -> None:
+    """
+    Begin anew if what is left was made before the study file was changed.
+
+    :param run: what to do
+    :param scratch: the run's folder
+    """
+    note, specification = scratch / SPECIFICATION, run.specification()
+    if note.exists() and json.loads(note.read_text()) != specification:
+        shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
+    write_atomically(note, json.dumps(specification))
+
+
+def set_up(run: Run, scratch: Path, device: str) -> tuple[Manager, OffPolicyAlgorithm, dict[str, Any]]:
     """
     Have rl_zoo3 read its hyperparameters, put the study's over them, and make environment and model.
 
     :param run: what to do
     :param scratch: where the manager may write
     :param device: torch's name of the device
-    :return: the manager, with the fresh model as its ``model``, and the hyperparameters before they were made into objects
+    :return: the manager, the fresh model, and the hyperparameters before they were made into objects
     """
     shutil.rmtree(scratch / "zoo", ignore_errors=True)  # what an interrupted run logged
     hyperparameters = dict(run.hyperparameters)
@@ -116,20 +131,23 @@ def make_manager(run: Run, scratch: Path, device: str) -> tuple[Manager, dict[st
     )
     experiment = manager.setup_experiment()
     assert experiment is not None  # it is only where hyperparameters are optimised
-    manager.model, resolved = experiment  # type: ignore[attr-defined]
-    return manager, resolved
+    model, resolved = experiment
+    if not isinstance(model, OffPolicyAlgorithm):
+        raise ValueError(f"{run.algo!r} is not an off-policy algorithm; checkpoints, and so studies, are of those alone.")
+    return manager, model, resolved
 
 
-def train(manager: Manager, run: Run, scratch: Path) -> OffPolicyAlgorithm:
+def train(manager: Manager, model: OffPolicyAlgorithm, run: Run, scratch: Path) -> OffPolicyAlgorithm:
     """
-    :param manager: from :func:`make_manager`
+    :param manager: from :func:`set_up`
+    :param model: the fresh model
     :param run: what to do
     :param scratch: where the checkpoints are
-    :return: the model at the end of the run
+    :return: the model at the end of the run; another one if it was resumed
     """
-    model = manager.model  # type: ignore[attr-defined]
-    checkpoints = scratch / "checkpoints"
-    resumed = resume(ALGOS[run.algo], checkpoints, model.env, str(model.device))  # type: ignore[arg-type]
+    checkpoints = scratch / CHECKPOINTS
+    assert model.env is not None
+    resumed = resume(type(model), checkpoints, model.env, str(model.device))
     if resumed is not None:
         model = resumed
         journal_of(model)["resumed_at"].append(model.num_timesteps)
@@ -170,10 +188,11 @@ def only_process_in(folder: Path) -> Iterator[None]:
     :raises RuntimeError: if another process is in it, and stays there
     """
     try:
-        with FileLock(folder / "lock", timeout=LOCK_SECONDS):
-            yield
+        lock = FileLock(folder / "lock").acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise RuntimeError(f"Another process works on the run in {folder}. Wait for it, or end it.") from None
+    with lock:
+        yield
 
 
 def _as_plain_data(value: Any) -> Any:

@@ -16,15 +16,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .progress import Progress
 from .records import Folders, find_record, to_json, write_atomically
 from .run import PROGRESS, execute
 from .study import Run, Study
 
-# Ray reads them when it is imported
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which Ray reads when it is imported
 try:
     import ray
 except ImportError as error:
@@ -116,9 +115,9 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
                 else:
                     n_done += 1
                     progress.say(f"{run.name} is finished")
-            notes = {run.name: folders.scratch(study.name, run) / PROGRESS for run in pending.values()}
-            steps = {name: _steps_done(note) for name, note in notes.items() if note.exists()}
-            running = [name for name in steps if _is_fresh(notes[name])]
+            notes = {run.name: _read_note(folders.scratch(study.name, run) / PROGRESS) for run in pending.values()}
+            steps = {name: note.step for name, note in notes.items() if note is not None}
+            running = [name for name, note in notes.items() if note is not None and note.is_fresh]
             progress.show(n_done, n_failed, len(pending), steps, running)
     print(f"{study.name}: {n_done} runs finished, {n_failed} failed")
     return n_failed == 0
@@ -157,9 +156,14 @@ def _outcome(reference: "ray.ObjectRef[str]", study: Study, run: Run, folders: F
         return f"{type(error).__name__}"
 
 
-def _steps_done(note: Path) -> int:
-    return json.loads(note.read_text())["step"]
+class _Note(NamedTuple):
+    step: int
+    is_fresh: bool
 
 
-def _is_fresh(note: Path) -> bool:
-    return time.time() - note.stat().st_mtime < SILENT_AFTER
+def _read_note(path: Path) -> _Note | None:
+    """What a run has noted of its progress, if it has begun; its folder may go at any moment, as it ends."""
+    try:
+        return _Note(json.loads(path.read_text())["step"], time.time() - path.stat().st_mtime < SILENT_AFTER)
+    except FileNotFoundError:
+        return None

@@ -68,11 +68,11 @@ class Algorithm(_Strict):
     """
     An algorithm with its hyperparameters.
 
-    :param algo: rl_zoo3's name of it; by default the label under which it stands in the study
+    :param algo: rl_zoo3's name of it; where the file gives none, the label under which it stands there
     :param hyperparameters: what differs from the study's and from rl_zoo3's
     """
 
-    algo: str = ""
+    algo: str
     hyperparameters: dict[str, Any] = {}
 
 
@@ -108,18 +108,16 @@ class Run:
     @property
     def modes(self) -> dict[str, bool]:
         """The modes of evaluation, and whether ``predict`` is deterministic in each."""
-        both = {"deterministic": True, "stochastic": False}
-        return {"deterministic": True} if self.algo in DETERMINISTIC_ALGOS else both
+        deterministic = {"deterministic": True}
+        return deterministic if self.algo in DETERMINISTIC_ALGOS else {**deterministic, "stochastic": False}
 
     def specification(self) -> dict[str, Any]:
         """
         :return: the run as plain data, to be written down and compared with
         """
-        return {
-            **vars(self),
-            "evaluation": self.evaluation.model_dump(),
-            "gym_packages": list(self.gym_packages),
-        }
+        specification = {**vars(self), "evaluation": self.evaluation.model_dump()}
+        del specification["gym_packages"]  # what the environment is, its id says
+        return specification
 
 
 class Study(_Strict):
@@ -155,10 +153,11 @@ class Study(_Strict):
 
     @field_validator("algorithms", mode="before")
     @classmethod
-    def _fill_empty_entries(cls, algorithms: Any) -> Any:
+    def _take_labels_for_names(cls, algorithms: Any) -> Any:
         if not isinstance(algorithms, dict):
             return algorithms
-        return {label: {} if entry is None else entry for label, entry in algorithms.items()}
+        entries = {label: {} if entry is None else entry for label, entry in algorithms.items()}
+        return {label: {"algo": label, **entry} if isinstance(entry, dict) else entry for label, entry in entries.items()}
 
     @field_validator("environments", "seeds", "baselines")
     @classmethod
@@ -174,7 +173,7 @@ class Study(_Strict):
         return [
             Run(
                 label=label,
-                algo=algorithm.algo or label,
+                algo=algorithm.algo,
                 env=env,
                 seed=seed,
                 steps=self.steps,
@@ -221,7 +220,7 @@ def load_study(path: Path) -> Study:
             for fault in error.errors(include_url=False)
         ]
         raise StudyError("\n  ".join([f"{path} is not a study that can be run:", *faults])) from error
-    if faults := list(_find_faults(study)):
+    if faults := [*_find_faults(study), *_find_missing_studies(study, path.parent)]:
         raise StudyError("\n  ".join([f"{path} is not a study that can be run:", *faults]))
     return study
 
@@ -229,8 +228,9 @@ def load_study(path: Path) -> Study:
 def _find_faults(study: Study) -> Iterable[str]:
     """What the types alone don't tell."""
     for label, algorithm in study.algorithms.items():
-        if (algo := algorithm.algo or label) not in ALGOS:
-            yield f"algorithms.{label}: rl_zoo3 has no algorithm {algo!r}{_suggest(algo, ALGOS)}; name one with `algo:`"
+        if algorithm.algo not in ALGOS:
+            hint = _suggest(algorithm.algo, ALGOS)
+            yield f"algorithms.{label}: rl_zoo3 has no algorithm {algorithm.algo!r}{hint}; name one with `algo:`"
     for key, labels in {"baselines": study.baselines, **study.comparisons}.items():
         for label in labels:
             if label not in study.algorithms:
@@ -249,6 +249,12 @@ def _find_faults(study: Study) -> Iterable[str]:
         if env not in gym.registry:
             hint = _suggest(env, gym.registry)
             yield f"environments: gymnasium knows no {env!r}{hint}; is a module missing in gym_packages?"
+
+
+def _find_missing_studies(study: Study, folder: Path) -> Iterable[str]:
+    for other in study.includes:
+        if not any((place / f"{other}.yml").is_file() for place in (folder, STUDIES)):
+            yield f"includes: there is no study {other!r} in {folder} or {STUDIES}"
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
