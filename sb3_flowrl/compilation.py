@@ -38,15 +38,9 @@ class MaybeCompiled:
         """
         if not compiled:
             return self.function(*args)
-        if self._compiled is None:
-            self._compiled = th.compile(
-                self.function,
-                fullgraph=True,
-                dynamic=False,
-                mode="reduce-overhead" if self.cuda_graphs else None,
-                **_ISOLATION,
-            )
         try:
+            if self._compiled is None:
+                self._compiled = _compile(self.function, self.cuda_graphs)
             return self._compiled(*args)
         except _compiler_errors() as error:
             warnings.warn(
@@ -59,6 +53,17 @@ class MaybeCompiled:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}
+
+
+def _compile(function: Callable[..., Any], cuda_graphs: bool) -> Callable[..., Any]:
+    if not hasattr(th._dynamo.config, "trace_autograd_ops"):
+        raise th._dynamo.exc.TorchDynamoException(
+            f"PyTorch {th.__version__} can't make gradients part of a graph; newer ones can"
+        )
+    mode = "reduce-overhead" if cuda_graphs else None
+    compiled = th.compile(function, fullgraph=True, dynamic=False, mode=mode, **_ISOLATION)
+    # So that `autograd.grad` becomes part of the graph
+    return th._dynamo.config.patch(trace_autograd_ops=True)(compiled)
 
 
 def _compiler_errors() -> tuple[type[Exception], ...]:

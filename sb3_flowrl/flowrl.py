@@ -240,8 +240,8 @@ class FlowRL(OffPolicyAlgorithm):
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
         self._cuda_graphs = self.device.type == "cuda"
-        self._compilable_value_losses = MaybeCompiled(update.value_losses, self._cuda_graphs)
-        self._compilable_actor_loss = MaybeCompiled(update.actor_loss, self._cuda_graphs)
+        self._compilable_value_gradients = MaybeCompiled(update.value_gradients, self._cuda_graphs)
+        self._compilable_actor_gradients = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
         # Running mean and running var
         self._batch_norm_stats = [
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
@@ -291,15 +291,15 @@ class FlowRL(OffPolicyAlgorithm):
                 features = self._actor_features(batch) if steps_actor or self.policy.share_features_extractor else None
 
                 # The three losses read only values from before this update: one backward pass serves them all
-                loss, logs, q_behavior = self._value_losses(batch, noise, features)
-                value_logs.append(logs.clone())
-                has_diverged = step(value_optimizers, loss, has_diverged)
+                leaves, found, q_behavior = self._value_gradients(batch, noise, features)
+                value_logs.append(found.logs.clone())
+                has_diverged = step(value_optimizers, leaves, found, has_diverged)
 
                 if steps_actor:
                     assert features is not None  # for mypy
-                    loss, logs = self._actor_loss(batch, noise, features, q_behavior)
-                    actor_logs.append(logs.clone())
-                    has_diverged = step([self.actor.optimizer], loss, has_diverged)
+                    leaves, found = self._actor_gradients(batch, noise, features, q_behavior)
+                    actor_logs.append(found.logs.clone())
+                    has_diverged = step([self.actor.optimizer], leaves, found, has_diverged)
                     self._update_targets(self.tau * (1.0 - has_diverged))
 
                 self._n_updates += 1
@@ -330,24 +330,27 @@ class FlowRL(OffPolicyAlgorithm):
         with update.autocast(self.precision, self.device):
             return self.actor.features(batch.observations)
 
-    def _value_losses(
+    def _value_gradients(
         self, batch: Batch, noise: FlowNoise, actor_features: th.Tensor | None
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """See ``update.value_losses``, which is given what the networks see of the observations."""
+    ) -> tuple[list[th.Tensor], update.Gradients, th.Tensor]:
+        """See ``update.value_gradients``, which is given what the networks see of the observations; with its leaves."""
         with update.autocast(self.precision, self.device):
             features = self.policy.value_features(batch.observations, batch.next_observations, actor_features)
-        arguments = (self.policy.networks, self._settings(), self._transitions(batch), noise, features)
-        return self._compilable_value_losses(*arguments, compiled=self._compiles_now())
+        networks = self.policy.networks
+        arguments = (networks, self._settings(), self._transitions(batch), noise, features)
+        found, q_behavior = self._compilable_value_gradients(*arguments, compiled=self._compiles_now())
+        return update.value_leaves(networks, features), found, q_behavior
 
-    def _actor_loss(
+    def _actor_gradients(
         self, batch: Batch, noise: FlowNoise, features: th.Tensor, q_behavior: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """See ``update.actor_loss``, which is given what the critic sees of the observations."""
+    ) -> tuple[list[th.Tensor], update.Gradients]:
+        """See ``update.actor_gradients``, which is given what the critic sees of the observations; with its leaves."""
         with update.autocast(self.precision, self.device):
             critic_features = self.policy.critic_features(batch.observations, features)
-        seen = (features, critic_features, q_behavior)
-        arguments = (self.policy.networks, self._settings(), self._transitions(batch), noise, *seen)
-        return self._compilable_actor_loss(*arguments, compiled=self._compiles_now())
+        networks = self.policy.networks
+        arguments = (networks, self._settings(), self._transitions(batch), noise, features, critic_features, q_behavior)
+        found = self._compilable_actor_gradients(*arguments, compiled=self._compiles_now())
+        return update.actor_leaves(networks, features), found
 
     def _transitions(self, batch: Batch) -> update.Transitions:
         # For n-step replay, discount factor is gamma**n_steps (when no early termination)
@@ -500,7 +503,7 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
-        own = ["_batch_norm_stats", "_generators_before_step", "_compilable_value_losses", "_compilable_actor_loss"]
+        own = ["_batch_norm_stats", "_generators_before_step", "_compilable_value_gradients", "_compilable_actor_gradients"]
         return [*super()._excluded_save_params(), *aliases, *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

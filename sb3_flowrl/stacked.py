@@ -39,7 +39,13 @@ class StackedLinear(nn.Module):
 
     def unbind(self) -> Sequence[Layer]:
         """:return: the n layers; the gradients of all reach the stacked parameters"""
-        return [partial(F.linear, weight=w, bias=b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
+        linear = _dot if self.weight.shape[1] == 1 and th.compiler.is_compiling() else F.linear
+        return [partial(linear, weight=w, bias=b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
+
+
+def _dot(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """A linear layer of one output, which a compiler merges with what comes before; a matrix product it calls as it is."""
+    return (x * weight).sum(dim=-1, keepdim=True) + bias
 
 
 class StackedLayerNorm(nn.Module):

@@ -1,13 +1,17 @@
 """
-The step of an optimiser, which a loss that has exploded may not take.
+The step of the optimisers, which a loss that has exploded may not take.
 """
 
 from collections.abc import Sequence
 
 import torch as th
 
+from sb3_flowrl.update import Gradients
 
-def step(optimizers: Sequence[th.optim.Optimizer], loss: th.Tensor, has_diverged: th.Tensor) -> th.Tensor:
+
+def step(
+    optimizers: Sequence[th.optim.Optimizer], leaves: Sequence[th.Tensor], found: Gradients, has_diverged: th.Tensor
+) -> th.Tensor:
     """
     Descend a loss, unless it or one before it is not finite: the networks would never recover from that.
 
@@ -15,14 +19,13 @@ def step(optimizers: Sequence[th.optim.Optimizer], loss: th.Tensor, has_diverged
     accelerator to look at the loss. For others the loss is looked at here.
 
     :param optimizers: the optimisers of all parameters that the loss trains
-    :param loss: a scalar, with its graph
+    :param leaves: these parameters, and the features that come from features extractors
+    :param found: their gradients
     :param has_diverged: 1 where a loss before this one was not finite, else 0, a scalar
     :return: the same with this loss
     """
-    has_diverged = has_diverged.maximum((~loss.detach().isfinite()).float())
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()
+    has_diverged = has_diverged.maximum((~found.loss.isfinite()).float())
+    hand_out(optimizers, leaves, found.gradients)
     for optimizer in optimizers:
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = has_diverged  # type: ignore[attr-defined]
@@ -30,3 +33,21 @@ def step(optimizers: Sequence[th.optim.Optimizer], loss: th.Tensor, has_diverged
             continue
         optimizer.step()
     return has_diverged
+
+
+def hand_out(optimizers: Sequence[th.optim.Optimizer], leaves: Sequence[th.Tensor], gradients: Sequence[th.Tensor]) -> None:
+    """
+    Give parameters their gradients, those of features extractors by way of the features.
+
+    :param optimizers: the optimisers of all parameters
+    :param leaves: parameters, and features that come from features extractors
+    :param gradients: one for each of them, of its shape
+    """
+    features = [(leaf, gradient) for leaf, gradient in zip(leaves, gradients, strict=True) if not leaf.is_leaf]
+    if features:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        th.autograd.backward([leaf for leaf, _ in features], [gradient for _, gradient in features])
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        if leaf.is_leaf:
+            leaf.grad = gradient

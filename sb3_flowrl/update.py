@@ -2,7 +2,9 @@
 The two halves of FlowRL's update as pure functions of tensors and networks (paper, Algorithm 1, lines 7 to 9).
 
 They draw nothing, look at no value and change nothing, so that the same source runs eagerly, under ``torch.compile`` and in
-CUDA graphs. The steps of the optimisers and the Polyak averages are :class:`~sb3_flowrl.flowrl.FlowRL`'s.
+CUDA graphs. They return gradients, and do not leave them to a ``backward()`` outside, as what is compiled is faster as one
+graph: forward and backward pass share what they compute. The steps of the optimisers and the Polyak averages are
+:class:`~sb3_flowrl.flowrl.FlowRL`'s.
 """
 
 from collections.abc import Iterator
@@ -11,7 +13,6 @@ from typing import NamedTuple
 
 import torch as th
 from torch import nn
-from torch.func import functional_call
 
 from sb3_flowrl import losses
 from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, straight_path, truncate_noise
@@ -77,6 +78,20 @@ class Transitions(NamedTuple):
     discounts: th.Tensor
 
 
+class Gradients(NamedTuple):
+    """
+    What one half of the update wants of its networks.
+
+    :ivar gradients: one for each of the leaves, see :func:`value_leaves` and :func:`actor_leaves`, of their shapes
+    :ivar loss: what they are the gradients of, a scalar
+    :ivar logs: what is logged, in the order of :data:`VALUE_LOGS` or :data:`ACTOR_LOGS`, ``(3,)`` or ``(7,)``
+    """
+
+    gradients: tuple[th.Tensor, ...]
+    loss: th.Tensor
+    logs: th.Tensor
+
+
 class Features(NamedTuple):
     """
     What each network sees of the states s and s', ``(B, features_dim)`` each. Where the features extractors are equal and
@@ -117,6 +132,32 @@ def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
         yield
     finally:
         th.set_float32_matmul_precision(before)
+
+
+def value_leaves(networks: Networks, features: Features) -> list[th.Tensor]:
+    """
+    :param networks: the policy's networks
+    :param features: what they see of the states
+    :return: the parameters that the value losses train, and the features through which they train features extractors
+    """
+    parameters = [
+        parameter
+        for model in (networks.critic, networks.behavior_critic, networks.behavior_value)
+        for parameter in model.networks.parameters()
+    ]
+    return [*parameters, *(each for each in features if each.requires_grad)]
+
+
+def value_gradients(
+    networks: Networks, settings: Settings, batch: Transitions, noise: FlowNoise, features: Features
+) -> tuple[Gradients, th.Tensor]:
+    """
+    The gradients of :func:`value_losses`, whose arguments these are.
+
+    :return: the gradients, in the order of :func:`value_leaves`, and the clipped Q_β*(s, a), ``(B, 1)``
+    """
+    loss, logs, q_behavior = value_losses(networks, settings, batch, noise, features)
+    return Gradients(th.autograd.grad(loss, value_leaves(networks, features)), loss.detach(), logs), q_behavior
 
 
 def value_losses(
@@ -174,6 +215,33 @@ def value_targets(
     )
 
 
+def actor_leaves(networks: Networks, actor_features: th.Tensor) -> list[th.Tensor]:
+    """
+    :param networks: the policy's networks
+    :param actor_features: the actor's features of the states
+    :return: the parameters that the actor's loss trains, and the features through which it trains a features extractor
+    """
+    return [*networks.actor.velocity_net.parameters(), *([actor_features] if actor_features.requires_grad else [])]
+
+
+def actor_gradients(
+    networks: Networks,
+    settings: Settings,
+    batch: Transitions,
+    noise: FlowNoise,
+    actor_features: th.Tensor,
+    critic_features: th.Tensor,
+    q_behavior: th.Tensor,
+) -> Gradients:
+    """
+    The gradients of :func:`actor_loss`, whose arguments these are. None is computed for the critic's parameters.
+
+    :return: the gradients, in the order of :func:`actor_leaves`
+    """
+    loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior)
+    return Gradients(th.autograd.grad(loss, actor_leaves(networks, actor_features)), loss.detach(), logs)
+
+
 def actor_loss(
     networks: Networks,
     settings: Settings,
@@ -186,7 +254,7 @@ def actor_loss(
     """
     The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9).
 
-    :param networks: the policy's networks. No gradient reaches the critic's parameters
+    :param networks: the policy's networks
     :param settings: the constants of the equations
     :param batch: replay samples
     :param noise: the update's random numbers
@@ -197,7 +265,7 @@ def actor_loss(
     """
     with autocast(settings.precision, batch.actions.device):
         actions = networks.actor.flow(actor_features, noise.action)
-        q_policy = losses.clipped_min(frozen(networks.critic.networks, th.cat([critic_features, actions], dim=1)))
+        q_policy = losses.clipped_min(networks.critic.values(critic_features, actions))
 
         end_points = MATCHING_SPACES[settings.matching](batch.actions)
         base_points = truncate_noise(noise.path, networks.actor.noise_clip)
@@ -235,15 +303,6 @@ def guidance_weights(settings: Settings, q_behavior: th.Tensor, q_policy: th.Ten
             f"sample, of shape {tuple(q_policy.shape)}, like the values that it is given."
         )
     return weights
-
-
-def frozen(module: nn.Module, x: th.Tensor) -> th.Tensor:
-    """
-    :param module: a network
-    :param x: its input
-    :return: its output, through which a gradient reaches the input but no parameter, so that none is computed for those
-    """
-    return functional_call(module, {name: value.detach() for name, value in module.named_parameters()}, (x,))
 
 
 def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None:

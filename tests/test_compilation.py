@@ -65,35 +65,50 @@ def test_compiled_and_eager_updates_are_the_same(compiled_model):
     ours, theirs = train_alike(compiled_model, 100), train_alike(eager, 100)
     for name, value in ours.items():
         th.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
-    assert compiled_model._compilable_value_losses._compiled is not update.value_losses
-    assert compiled_model._compilable_actor_loss._compiled is not None and eager._compilable_actor_loss._compiled is None
+    assert compiled_model._compilable_value_gradients._compiled is not update.value_gradients
+    assert (
+        compiled_model._compilable_actor_gradients._compiled is not None
+        and eager._compilable_actor_gradients._compiled is None
+    )
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("float32_fast", marks=pytest.mark.slow)])
+def rounds_factors(precision: str) -> bool:
+    """Whether matrix products run with factors rounded to bfloat16: "float32_fast"'s do where the processor has AMX."""
+    a, b = th.randn(64, 64), th.randn(64, 64)
+    with update.matmul_precision(precision, th.device("cpu")):
+        return precision == "bfloat16" or not th.allclose(a @ b, (a.double() @ b.double()).float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "float32_fast"])
 def test_golden_parity_holds_compiled(precision, monkeypatch):
     """Through the code that a compiler made; ``test_parity.py`` does the same eagerly."""
+    if rounds_factors(precision):
+        pytest.skip("on this processor float32_fast rounds to bfloat16")
     data = load_golden_set(golden_sets()[0])
     options = dict(compile=True, precision=precision)
     run = GoldenRun(data, False, **options).run(monkeypatch)
     check_gradients(run, ["critic", "behavior_critic", "behavior_value", "actor"])
     check_parameters(run, "after4/")
-    assert run.model._compilable_actor_loss._compiled is not update.actor_loss
+    assert run.model._compilable_actor_gradients._compiled is not update.actor_gradients
 
 
 @pytest.mark.parametrize("precision", ["float32_fast", "bfloat16"])
 def test_golden_parity_of_the_other_precisions(precision, monkeypatch):
     """What the README states. Adam's first steps are all of one size, so that parameters say little about bfloat16."""
+    is_exact = not rounds_factors(precision)
     for path in golden_sets():
         data = load_golden_set(path)
         run = GoldenRun(data, False, precision=precision).run(monkeypatch)
-        if precision == "float32_fast":
+        if is_exact:
             check_parameters(run, "after4/")
         for index, seen in enumerate(run.seen):
             for name in ("critic_loss", "critic_buffer_loss", "v_loss", "policy_loss"):
                 if name in seen:
                     expected = data[f"u{index}/{name}"]
-                    rtol = 1e-5 if precision == "float32_fast" else 0.03
-                    np.testing.assert_allclose(seen[name], expected, rtol=rtol, err_msg=f"u{index}/{name}")
+                    np.testing.assert_allclose(
+                        seen[name], expected, rtol=1e-5 if is_exact else 0.03, err_msg=f"u{index}/{name}"
+                    )
 
 
 def test_bfloat16_compiled_stays_near_float32(traced):
@@ -107,7 +122,7 @@ def test_bfloat16_compiled_stays_near_float32(traced):
         other = copy_of(model, policy_kwargs=dict(net_arch=[32]), **options)
         set_random_seed(3)
         batch, noise = batch_of(other, 256), other._draw_noise(256)
-        losses[name] = other._value_losses(batch, noise, None)[1]
+        losses[name] = other._value_gradients(batch, noise, None)[1].logs
         assert all(parameter.dtype == th.float32 for parameter in other.policy.parameters())
     assert not th.equal(losses["exact"], losses["half"])
     th.testing.assert_close(losses["half"], losses["exact"], rtol=0.02, atol=1e-3)
@@ -143,12 +158,13 @@ def test_the_update_is_one_graph_without_a_look_at_a_value(options, traced):
     """``fullgraph`` raises at a graph break, and Dynamo breaks the graph at ``.item()`` and at shapes that depend on data."""
     model = trained_model(compile=False, **options)
     batch, noise = batch_of(model, 32), model._draw_noise(32)
-    with th.no_grad():
-        features = model.policy.value_features(batch.observations, batch.next_observations, None)
+    features = model.policy.value_features(batch.observations, batch.next_observations, None)
     common = (model.policy.networks, model._settings(), model._transitions(batch), noise)
     seen = (features.critic, features.critic, th.zeros(32, 1))
-    for function, arguments in ((update.value_losses, (*common, features)), (update.actor_loss, (*common, *seen))):
-        explained = th._dynamo.explain(function)(*arguments)
+    halves = ((update.value_gradients, (*common, features)), (update.actor_gradients, (*common, *seen)))
+    for function, arguments in halves:
+        with th._dynamo.config.patch(trace_autograd_ops=True):
+            explained = th._dynamo.explain(function)(*arguments)
         assert explained.graph_count == 1 and explained.graph_break_count == 0, explained.break_reasons
 
 
@@ -185,7 +201,7 @@ def test_nothing_is_compiled_again_after_the_third_call(compiled_model, monkeypa
     with th._dynamo.config.patch(error_on_recompile=True):
         compiled_model.train(1, 32)
         compiled_model.train(4, 32)
-        functions = (compiled_model._compilable_value_losses, compiled_model._compilable_actor_loss)
+        functions = (compiled_model._compilable_value_gradients, compiled_model._compilable_actor_gradients)
         before = [function._compiled for function in functions]
         with pytest.warns(UserWarning, match=r"could not be compiled.*RecompileError"):  # what is asserted can be seen
             compiled_model.train(1, 16)
@@ -206,12 +222,12 @@ def test_auto_compiles_when_a_run_is_long_enough(compiles, traced, monkeypatch):
     monkeypatch.setattr(flowrl, "AUTO_COMPILE_UPDATES", 4)
     model = make_model(compile=compiles).learn(54)
     began = {}
-    for name in ("value_losses", "actor_loss"):
+    for name in ("value_gradients", "actor_gradients"):
         function = getattr(model, f"_compilable_{name}")
         began[name] = function._compiled is not None
     assert began == dict.fromkeys(began, compiles is True) and model._n_updates == 4
     model.train(1, 8)
-    assert (model._compilable_value_losses._compiled is not None) == (compiles is not False)
+    assert (model._compilable_value_gradients._compiled is not None) == (compiles is not False)
 
 
 # ------------------------------------------------------------------------------------------------ saving and falling back
@@ -220,7 +236,7 @@ def test_auto_compiles_when_a_run_is_long_enough(compiles, traced, monkeypatch):
 def test_compiled_models_are_saved_loaded_and_go_on(compiled_model, tmp_path):
     compiled_model.save(tmp_path / "model")
     loaded = FlowRL.load(tmp_path / "model", env=compiled_model.get_env())
-    assert loaded.compile is True and loaded._compilable_value_losses._compiled is None
+    assert loaded.compile is True and loaded._compilable_value_gradients._compiled is None
     assert_same(parameters(compiled_model), parameters(loaded))
     loaded._setup_learn(0)
     loaded.replay_buffer = compiled_model.replay_buffer
@@ -245,7 +261,7 @@ def test_what_can_not_be_compiled_runs_eagerly_and_says_so(traced):
     def guidance(q_behavior, q_policy, w2_coef):
         return th.full_like(q_policy, w2_coef * (1.0 if q_behavior.mean().item() > 0 else 2.0))
 
-    with pytest.warns(UserWarning, match=r"actor_loss could not be compiled, and runs eagerly.*compile=False") as warned:
+    with pytest.warns(UserWarning, match=r"actor_gradients could not be compiled, and runs eagerly.*compile=False") as warned:
         compiled = make_model(compile=True, guidance=guidance).learn(56)
     assert len([warning for warning in warned if "could not be compiled" in str(warning.message)]) == 1  # not at each update
     eager = make_model(compile=False, guidance=guidance).learn(56)
@@ -276,7 +292,7 @@ def test_without_a_compiler_it_runs_eagerly_and_says_so(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("4 2 value_losses could not be compiled"), run.stdout
+    assert run.stdout.startswith("4 2 value_gradients could not be compiled"), run.stdout
     assert "C++ compiler" in run.stdout and "CXX" in run.stdout
 
 

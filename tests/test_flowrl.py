@@ -20,7 +20,8 @@ from torch import nn
 from sb3_flowrl import FlowActorCriticPolicy, FlowRL, losses, paper_arguments, reference_arguments
 from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.replay import Batch
-from sb3_flowrl.update import ACTOR_LOGS, VALUE_LOGS
+from sb3_flowrl.step import hand_out
+from sb3_flowrl.update import ACTOR_LOGS, VALUE_LOGS, Gradients
 from tests.golden import NETWORKS
 from tests.test_policies import ScaleExtractor
 
@@ -216,9 +217,9 @@ def test_the_actor_step_computes_no_gradients_of_the_value_functions(monkeypatch
     model._n_updates = 0  # with an actor step
     values = [*model.critic.parameters(), *model.behavior_critic.parameters(), *model.behavior_value.parameters()]
     gradients = []
-    actor_loss = model._actor_loss
+    actor_gradients = model._actor_gradients
     monkeypatch.setattr(
-        model, "_actor_loss", lambda *args: gradients.extend(p.grad.clone() for p in values) or actor_loss(*args)
+        model, "_actor_gradients", lambda *args: gradients.extend(p.grad.clone() for p in values) or actor_gradients(*args)
     )
     model.train(1, batch_size=8)
     assert gradients and all(th.equal(before, parameter.grad) for before, parameter in zip(gradients, values, strict=True))
@@ -257,8 +258,8 @@ def test_vec_normalize_normalises_what_the_networks_see(monkeypatch):
     env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2))
     model = make_model(env=env, train_freq=2, gradient_steps=-1).learn(200)
     seen = []
-    value_losses = model._value_losses
-    monkeypatch.setattr(model, "_value_losses", lambda *args: seen.append(args[0]) or value_losses(*args))
+    value_gradients = model._value_gradients
+    monkeypatch.setattr(model, "_value_gradients", lambda *args: seen.append(args[0]) or value_gradients(*args))
     model.train(1, batch_size=512)
     assert model.replay_buffer.observations[:, :, 2].max() > 4  # stored as the environment gave them
     assert abs(seen[0].observations.mean()) < 0.5 and 0.5 < seen[0].observations.std() < 1.5
@@ -316,14 +317,14 @@ def test_what_is_logged(tmp_path):
 def test_logs_are_means_over_the_updates_of_a_call(monkeypatch):
     model = trained_model(policy_delay=1)
     recorder = []
-    value_losses = model._value_losses
+    value_gradients = model._value_gradients
 
     def record(*args):
-        result = value_losses(*args)
-        recorder.append(result[1][VALUE_LOGS.index("critic_loss")].item())
-        return result
+        leaves, found, q_behavior = value_gradients(*args)
+        recorder.append(found.logs[VALUE_LOGS.index("critic_loss")].item())
+        return leaves, found, q_behavior
 
-    monkeypatch.setattr(model, "_value_losses", record)
+    monkeypatch.setattr(model, "_value_gradients", record)
     model.train(5, batch_size=8)
     assert len(recorder) == 5
     assert model.logger.name_to_value["train/critic_loss"] == pytest.approx(np.mean(recorder), rel=1e-5)
@@ -405,12 +406,12 @@ def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     batch, noise = batch_of(model, 64), model._draw_noise(64)
     with th.no_grad():
         q_behavior = losses.clipped_min(th.stack(model.critic(batch.observations, batch.actions)))
-    return named(model._actor_loss(batch, noise, model._actor_features(batch), q_behavior))
+    return named(model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior))
 
 
-def named(result: tuple[th.Tensor, th.Tensor]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-    loss, logs = result
-    return loss, dict(zip(ACTOR_LOGS, logs, strict=True))
+def named(result: tuple[list[th.Tensor], Gradients]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    _, found = result
+    return found.loss, dict(zip(ACTOR_LOGS, found.logs, strict=True))
 
 
 def test_guidance_may_be_a_callable_that_returns_the_final_weights():
@@ -466,7 +467,7 @@ def test_matching_says_what_the_velocity_field_is_regressed_onto(monkeypatch):
     base_points = noise.path.clamp(-0.5, 0.5)
     for matching, end_points in (("action", batch.actions), ("pre_squash", batch.actions.clamp(-0.999, 0.999).atanh())):
         model.matching = matching
-        _, logs = named(model._actor_loss(batch, noise, model._actor_features(batch), th.zeros(64, 1)))
+        _, logs = named(model._actor_gradients(batch, noise, model._actor_features(batch), th.zeros(64, 1)))
         th.testing.assert_close(logs["flow_matching_loss"], (end_points - base_points).square().mean())
 
 
@@ -521,10 +522,10 @@ def test_bfloat16_gradients_point_where_the_exact_ones_do():
     for precision in ("float32", "bfloat16"):
         model.precision = precision
         model.policy.zero_grad()
-        loss, _, q_behavior = model._value_losses(batch, noise, None)
-        loss.backward()
-        actor_loss, _ = model._actor_loss(batch, noise, model._actor_features(batch), q_behavior)
-        actor_loss.backward()
+        leaves, found, q_behavior = model._value_gradients(batch, noise, None)
+        hand_out([], leaves, found.gradients)
+        leaves, found = model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior)
+        hand_out([], leaves, found.gradients)
         gradients[precision] = {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
     exact, mixed = gradients["float32"], gradients["bfloat16"]
     assert exact.keys() == mixed.keys()
