@@ -155,8 +155,8 @@ def test_finished_study_starts_nothing(tmp_path, folders, monkeypatch):
 
 
 @pytest.mark.slow
-def test_run_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, folders):
-    # Of its own process Ray's worker knows nothing of the patched interval of checkpoints: they are 5 000 steps apart
+def test_run_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", 5_000)  # as in Ray's workers, where nothing is patched
     hyperparameters = dict(policy_kwargs="dict(net_arch=[16, 16])", learning_starts=100, train_freq=20, gradient_steps=1)
     study = make_study(
         tmp_path,

@@ -17,8 +17,9 @@ class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
     sb3_flowrl's checkpoints for SB3's algorithms as well: the same files, written between the same episodes.
 
     Between two episodes FlowRL makes the last reset again, which leaves no trace in its run. SB3's algorithms don't keep what
-    that takes, so that their environments are reset once more, as ``run_state.py`` tells. Either way the run goes on in the
-    same way whether it is interrupted or not. A checkpoint that can't be written ends the run with an error.
+    that takes, so that their environments are reset once more, as ``run_state.py`` tells: their next episode is another one
+    than without checkpoints. Either way the run goes on in the same way whether it is interrupted or not. A checkpoint that
+    can't be written ends the run with an error.
     """
 
     def _init_callback(self) -> None:
