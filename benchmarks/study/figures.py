@@ -91,6 +91,7 @@ class Figures:
                     value, low, high = statistics.aggregates[label][index]
                     axis.barh(row, high - low, left=low, height=0.6, color=self.colors[label], alpha=0.75)
                     axis.vlines(value, row - 0.3, row + 0.3, color="black")
+                axis.use_sticky_edges = False  # else the first bar would begin at the edge
                 axis.set_title(aggregate)
                 axis.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
                 axis.grid(axis="y", visible=False)
@@ -108,6 +109,7 @@ class Figures:
                 colors=self.colors, xlabel="score τ", ylabel="share of runs with a score > τ", **TEXT
             )
             plot_utils.plot_performance_profiles(values, statistics.thresholds, intervals, ax=axes[0], **options)
+            _thin_axes(axes[0])
             _legend_below(figure, axes, len(values))
         return self._path("profiles")
 
@@ -121,6 +123,7 @@ class Figures:
             options: dict[str, Any] = dict(colors=self.colors, ylabel="IQM of the scores", marker="", **TEXT)
             plot_utils.plot_sample_efficiency_curve(statistics.steps, values, intervals, ax=axes[0], **options)
             _label_steps(axes[0])
+            _thin_axes(axes[0])
             _legend_below(figure, axes, len(values))
         return self._path("efficiency")
 
@@ -162,9 +165,16 @@ def _label_steps(axis: Axes) -> None:
     axis.set_xlim(left=0)
 
 
+def _thin_axes(axis: Axes) -> None:
+    """Take back what rliable makes of the axes, for figures that look alike."""
+    for spine in axis.spines.values():
+        spine.set_linewidth(matplotlib.rcParams["axes.linewidth"])
+        spine.set_position(("outward", 0))
+
+
 def _legend_below(figure: Figure, axes: np.ndarray, n_labels: int) -> None:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(n_labels, 4), frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(n_labels, 3), frameon=False)
 
 
 def _unpack(estimates: dict[str, Estimate]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
