@@ -1,5 +1,6 @@
 """Runs of a study: what training and evaluation leave behind, and that neither a kill nor a failure loses anything."""
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from study import runner
 from study.records import Folders
 from study.run import execute
 from study.runner import Resources, run_study
-from study.study import Run
+from study.study import Run, Study
 
 from tests.study_package import finish, make_study
 
@@ -154,56 +155,62 @@ def test_finished_study_starts_nothing(tmp_path, folders, monkeypatch):
     assert run_study(study, folders, ONE_CORE)
 
 
-@pytest.mark.slow
-def test_run_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, folders, monkeypatch):
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", 5_000)  # as in Ray's workers, where nothing is patched
-    hyperparameters = dict(policy_kwargs="dict(net_arch=[16, 16])", learning_starts=100, train_freq=20, gradient_steps=1)
+def make_long_study(folder: Path) -> tuple[Study, Run]:
+    """One run that takes long enough to be killed in."""
     study = make_study(
-        tmp_path,
+        folder,
         steps=40_000,
         evaluation=dict(every=5_000, episodes=3),
         algorithms=dict(sac=None),
-        hyperparameters=hyperparameters,
+        hyperparameters=dict(policy_kwargs="dict(net_arch=[16, 16])", learning_starts=100, train_freq=20, gradient_steps=1),
     )
     [run] = study.runs()
+    return study, run
+
+
+def worker_of(scratch: Path) -> int:
+    return json.loads((scratch / run_module.PROGRESS).read_text())["pid"]
+
+
+@pytest.mark.slow
+def test_run_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", 5_000)  # as in Ray's workers, where nothing is patched
+    study, run = make_long_study(tmp_path)
     scratch = folders.scratch(study.name, run)
-    killed = []
 
     def kill_after_first_checkpoint() -> None:
         while not list(scratch.glob("checkpoints/checkpoint-*")):
             time.sleep(0.02)
-        killed.append(json.loads((scratch / run_module.PROGRESS).read_text())["pid"])
-        os.kill(killed[0], signal.SIGKILL)
+        os.kill(worker_of(scratch), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_after_first_checkpoint)
     killer.start()
     assert run_study(study, folders, ONE_CORE)
     killer.join()
     record = json.loads(folders.record(study.name, run).read_text())
-    assert len(killed) == 1 and len(record["resumed_at"]) == 1 and record["resumed_at"][0] >= 5_000
+    assert len(record["resumed_at"]) == 1 and record["resumed_at"][0] >= 5_000
     assert learned(record) == learned(execute(run, tmp_path / "whole"))
 
 
 @pytest.mark.slow
 def test_run_whose_worker_always_dies_is_reported(tmp_path, folders):
-    study = make_study(tmp_path, algorithms=dict(sac=None), gym_packages=[])
-    [run] = study.runs()
+    study, run = make_long_study(tmp_path)
     scratch = folders.scratch(study.name, run)
-    stop = threading.Event()
+    ended = threading.Event()
+    killed = set()
 
     def kill_every_worker() -> None:
-        while not stop.is_set():
-            time.sleep(0.01)
-            try:
-                os.kill(json.loads((scratch / run_module.PROGRESS).read_text())["pid"], signal.SIGKILL)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        while not ended.wait(0.02):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                worker = worker_of(scratch)
+                os.kill(worker, signal.SIGKILL)
+                killed.add(worker)
 
     killer = threading.Thread(target=kill_every_worker)
     killer.start()
     try:
         assert not run_study(study, folders, Resources(cpus=1, retries=1))
     finally:
-        stop.set()
+        ended.set()
         killer.join()
-    assert "WorkerCrashedError" in folders.failure(study.name, run).read_text()
+    assert len(killed) == 2 and "WorkerCrashedError" in folders.failure(study.name, run).read_text()
