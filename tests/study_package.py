@@ -61,6 +61,7 @@ def finish(study: Study, run: Run, folders: Folders, final: float, random: float
         cpu_seconds=3600.0,
         evaluation_seconds=1.0,
         resumed_at=[],
+        commits=["made-up"],
         n_updates=36_000,
         finished="2026-01-01T00:00:00+00:00",
         command="made up",

@@ -87,7 +87,7 @@ def test_record_says_how_the_run_was_made(tmp_path):
     assert record["run"]["seed"] == 0 and record["command"] == "typed" and record["threads"] == 1
     # rl_zoo3's for Pendulum-v1, and over them the study's
     assert record["hyperparameters"]["noise_type"] == "normal" and record["hyperparameters"]["train_freq"] == 8
-    assert record["processor"] and record["commit"] and record["versions"]["torch"] and record["finished"]
+    assert record["processor"] and len(record["commits"]) == 1 and record["versions"]["torch"] and record["finished"]
     assert record["seconds"] > 0 and record["cpu_seconds"] > 0
     assert all(point.keys() == {"step", "seconds", "deterministic"} for point in record["evaluations"])
     assert all(len(point["deterministic"]) == 3 for point in record["evaluations"]) and len(record["random_returns"]) == 3

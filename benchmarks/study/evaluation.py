@@ -47,14 +47,15 @@ def random_numbers_apart(seed: int) -> Iterator[None]:
 
 def journal_of(model: BaseAlgorithm) -> dict[str, Any]:
     """
-    What is known of a run so far: its evaluations, its clocks, and where it was resumed.
+    What is known of a run so far: its evaluations, its clocks, where it was resumed, and the commits that it ran with.
 
     It is kept in the model, so that a checkpoint holds the evaluations up to its own step, and those alone.
 
     :param model: the model that is trained
     :return: the journal, to be changed in place
     """
-    empty = dict(evaluations=[], random_returns=[], seconds=0.0, cpu_seconds=0.0, evaluation_seconds=0.0, resumed_at=[])
+    clocks = dict(seconds=0.0, cpu_seconds=0.0, evaluation_seconds=0.0)
+    empty: dict[str, Any] = dict(evaluations=[], random_returns=[], **clocks, resumed_at=[], commits=[])
     return vars(model).setdefault(JOURNAL, empty)
 
 

@@ -117,11 +117,10 @@ def to_json(record: Record) -> str:
 
 def describe_machine() -> Record:
     """
-    :return: versions of the libraries, the commit of this checkout and the name of the processor
+    :return: versions of the libraries and the name of the processor
     """
     return dict(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        commit=_commit(),
         processor=_processor(),
     )
 
@@ -133,7 +132,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
+def current_commit() -> str:
+    """
+    :return: the commit of this checkout, with "-dirty" where files differ from it
+    """
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

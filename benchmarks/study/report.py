@@ -268,7 +268,7 @@ class Report:
         records = [each.record for each in self.results.finished]
         facts = {
             "processors": {record["processor"] for record in records},
-            "commits": {record["commit"] for record in records},
+            "commits": {commit for record in records for commit in record["commits"]},
             "commands": {f"`{record['command']}`" for record in records},
             "versions": {", ".join(f"{name} {number}" for name, number in record["versions"].items()) for record in records},
             "last run finished": {max(record["finished"] for record in records)},

@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import set_random_seed
 from sb3_flowrl import zoo
 
 from .evaluation import Evaluate, journal_of
-from .records import Record, describe_machine, write_atomically
+from .records import Record, current_commit, describe_machine, write_atomically
 from .resuming import CheckpointAnyAlgorithm, resume
 from .study import Run
 
@@ -151,6 +151,8 @@ def train(manager: Manager, model: OffPolicyAlgorithm, run: Run, scratch: Path) 
     if resumed is not None:
         model = resumed
         journal_of(model)["resumed_at"].append(model.num_timesteps)
+    if (commit := current_commit()) not in journal_of(model)["commits"]:
+        journal_of(model)["commits"].append(commit)
     evaluation_env = manager.create_envs(run.evaluation.episodes, eval_env=True)
     manager.callbacks += [
         Evaluate(run, evaluation_env, note_progress(scratch)),
