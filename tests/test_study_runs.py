@@ -18,7 +18,7 @@ from study import runner
 from study.records import Folders
 from study.run import execute
 from study.runner import Resources, run_study
-from study.study import Run, Study
+from study.study import Run, Study, StudyError
 
 from tests.study_package import finish, make_study
 
@@ -170,6 +170,15 @@ def make_long_study(folder: Path) -> tuple[Study, Run]:
 
 def worker_of(scratch: Path) -> int:
     return json.loads((scratch / run_module.PROGRESS).read_text())["pid"]
+
+
+def test_cluster_that_cannot_be_reached_is_said_in_a_line(tmp_path, folders, monkeypatch):
+    def refuse(**kwargs) -> None:
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(runner.ray, "init", refuse)
+    with pytest.raises(StudyError, match=r"no way to the Ray cluster at 'here:1' \(Failed to connect\)"):
+        run_study(make_study(tmp_path), folders, Resources(address="here:1"))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from .progress import Progress
 from .records import Folders, find_record, to_json, write_atomically
 from .run import PROGRESS, execute
-from .study import Run, Study
+from .study import Run, Study, StudyError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which Ray reads when it is imported
 try:
@@ -64,7 +64,7 @@ def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
     :param folders: where files are, and are to be
     :param resources: what runs on what
     :return: whether all runs are finished now
-    :raises StudyError: if there are results of other runs in the place of the study's
+    :raises StudyError: if there are results of other runs in the place of the study's, or the cluster can't be reached
     """
     runs = study.runs()
     missing = [run for run in runs if find_record(study, run, folders) is None]
@@ -81,7 +81,13 @@ def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
 
 def _start_ray(resources: Resources) -> None:
     if resources.address:
-        ray.init(address=resources.address, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(address=resources.address, log_to_driver=False, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise StudyError(
+                f"There is no way to the Ray cluster at {resources.address!r} ({error}). Is it up? If it asks for a token, Ray "
+                "takes it from RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token."
+            ) from error
         return
     ray.init(
         num_cpus=resources.cpus,
