@@ -180,6 +180,12 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
         main()
 
 
+def test_command_says_that_there_are_no_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["study", "report", "--results", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="There are no studies' results in .*none"):
+        main()
+
+
 @pytest.mark.slow
 def test_smoke_study_from_end_to_end(tmp_path):
     for command in ("run", "report"):

@@ -31,7 +31,9 @@ def report(args: argparse.Namespace) -> bool:
     """Write the reports of studies from their runs' files and the study files beside them."""
     from .report import write_report
 
-    names = args.studies or sorted(path.name for path in args.results.iterdir() if (path / f"{path.name}.yml").is_file())
+    names = args.studies or sorted(path.name for path in args.results.glob("*") if (path / f"{path.name}.yml").is_file())
+    if not names:
+        raise StudyError(f"There are no studies' results in {args.results}. Make some: python -m benchmarks.study run smoke")
     for name in names:
         own = args.results / name / f"{name}.yml"  # as it was when its runs were made
         study = load_study(own if own.is_file() else find_study(name))

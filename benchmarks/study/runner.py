@@ -85,8 +85,8 @@ def _start_ray(resources: Resources) -> None:
             ray.init(address=resources.address, log_to_driver=False, logging_level=logging.WARNING)
         except ConnectionError as error:
             raise StudyError(
-                f"There is no way to the Ray cluster at {resources.address!r} ({error}). Is it up? If it asks for a token, Ray "
-                "takes it from RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token."
+                f"There is no way to the Ray cluster at {resources.address!r} ({error}). Is it up? If it asks for a token, "
+                "Ray takes it from RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token."
             ) from error
         return
     ray.init(
