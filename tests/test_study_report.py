@@ -182,7 +182,7 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):
 
 def test_command_says_that_there_are_no_results(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study", "report", "--results", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="There are no studies' results in .*none"):
+    with pytest.raises(SystemExit, match=r"There are no studies' results in .*none"):
         main()
 
 

@@ -181,6 +181,16 @@ def test_cluster_that_cannot_be_reached_is_said_in_a_line(tmp_path, folders, mon
         run_study(make_study(tmp_path), folders, Resources(address="here:1"))
 
 
+def test_cluster_is_joined_only_if_it_is_asked_for(monkeypatch):
+    arguments: list[dict] = []
+    monkeypatch.setattr(runner.ray, "init", lambda **kwargs: arguments.append(kwargs))
+    runner._start_ray(Resources(cpus=3))
+    runner._start_ray(Resources(address="auto", cpus=3))
+    here, there = arguments
+    assert (here["address"], here["num_cpus"]) == ("local", 3)
+    assert there["address"] == "auto" and "num_cpus" not in there
+
+
 @pytest.mark.slow
 def test_run_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, folders, monkeypatch):
     monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", 5_000)  # as in Ray's workers, where nothing is patched

@@ -90,6 +90,7 @@ def _start_ray(resources: Resources) -> None:
             ) from error
         return
     ray.init(
+        address="local",  # else it would join whatever cluster has been started on this machine
         num_cpus=resources.cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
