@@ -1,3 +1,9 @@
+import os
+
+# Tests work on small tensors, and many start processes: threads that wait for each other would take most of the time.
+# Set before torch is imported, and inherited by the processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch as th
 
