@@ -336,8 +336,8 @@ class FlowRL(OffPolicyAlgorithm):
         """See ``update.value_gradients``, which is given what the networks see of the observations; with its leaves."""
         with update.autocast(self.precision, self.device):
             features = self.policy.value_features(batch.observations, batch.next_observations, actor_features)
-        networks = self.policy.networks
-        arguments = (networks, self._settings(), self._transitions(batch), noise, features)
+        networks, seen = self.policy.networks, update.Features(*map(update.as_leaf, features))
+        arguments = (networks, self._settings(), self._transitions(batch), noise, seen)
         found, q_behavior = self._compilable_value_gradients(*arguments, compiled=self._compiles_now())
         return update.value_leaves(networks, features), found, q_behavior
 
@@ -347,8 +347,8 @@ class FlowRL(OffPolicyAlgorithm):
         """See ``update.actor_gradients``, which is given what the critic sees of the observations; with its leaves."""
         with update.autocast(self.precision, self.device):
             critic_features = self.policy.critic_features(batch.observations, features)
-        networks = self.policy.networks
-        arguments = (networks, self._settings(), self._transitions(batch), noise, features, critic_features, q_behavior)
+        networks, seen = self.policy.networks, (update.as_leaf(features), critic_features, q_behavior)
+        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen)
         found = self._compilable_actor_gradients(*arguments, compiled=self._compiles_now())
         return update.actor_leaves(networks, features), found
 

@@ -134,6 +134,15 @@ def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
         th.set_float32_matmul_precision(before)
 
 
+def as_leaf(features: th.Tensor) -> th.Tensor:
+    """
+    :param features: features of states
+    :return: the same features, without what lies before them in the graph of an extractor that learns: the extractor gets its
+        gradients afterwards, see ``step.hand_out``
+    """
+    return features.detach().requires_grad_() if features.requires_grad else features
+
+
 def value_leaves(networks: Networks, features: Features) -> list[th.Tensor]:
     """
     :param networks: the policy's networks

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,6 +78,35 @@ def rounds_factors(precision: str) -> bool:
     a, b = th.randn(64, 64), th.randn(64, 64)
     with update.matmul_precision(precision, th.device("cpu")):
         return precision == "bfloat16" or not th.allclose(a @ b, (a.double() @ b.double()).float(), rtol=0, atol=1e-3)
+
+
+class LinearExtractor(BaseFeaturesExtractor):
+    """Features that are learned."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=4)
+        self.linear = th.nn.Linear(observation_space.shape[0], 4)
+
+    def forward(self, observations):
+        return self.linear(observations).tanh()
+
+
+@pytest.mark.parametrize("share_features_extractor", [False, True])
+def test_features_extractors_learn_compiled_as_eagerly(share_features_extractor, traced):
+    options = dict(
+        policy_kwargs=dict(
+            net_arch=[16], features_extractor_class=LinearExtractor, share_features_extractor=share_features_extractor
+        )
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # as where it could not be compiled
+        model = trained_model(compile=True, **options)
+        eager = copy_of(model, compile=False, **options)
+        before = parameters(model)
+        ours, theirs = train_alike(model, 20), train_alike(eager, 20)
+    for name, value in ours.items():
+        th.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+        assert not th.equal(value, before[name]), name
 
 
 @pytest.mark.slow
