@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
     from sb3_flowrl.callbacks import ResumableCheckpointCallback
+    from sb3_flowrl.diagnostics import DiagnosticsCallback
     from sb3_flowrl.flowrl import FlowRL
     from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
     from sb3_flowrl.presets import paper_arguments, reference_arguments
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__: str
 
 _MODULES = {
+    "DiagnosticsCallback": "diagnostics",
     "FlowRL": "flowrl",
     "NStepRecencyReplayBuffer": "buffers",
     "RecencyReplayBuffer": "buffers",
@@ -33,6 +35,7 @@ _MODULES = {
 
 __all__ = [
     "CnnPolicy",
+    "DiagnosticsCallback",
     "FlowActorCriticPolicy",
     "FlowRL",
     "MlpPolicy",
