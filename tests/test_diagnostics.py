@@ -155,7 +155,8 @@ def make_any(algorithm, env="Pendulum-v1", **kwargs):
 
 @pytest.mark.parametrize("algorithm", [FlowRL, SAC, TD3])
 def test_hidden_features_are_what_the_last_layer_is_given(algorithm):
-    critic = make_any(algorithm).critic
+    extractor = dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=2.0))
+    critic = make_any(algorithm, policy_kwargs=dict(net_arch=[16, 8], **extractor)).critic
     obs, actions = th.randn(5, 3), th.rand(5, 1)
     features = diagnostics.hidden_features(critic, obs, actions)
     assert features.shape == (2, 5, 8) and not features.requires_grad
@@ -269,6 +270,14 @@ def test_episodes_are_normalised_as_the_replay_buffers_samples_are():
     assert set(batch.rewards.unique().tolist()) <= set(np.float32(episode.rewards).tolist())
 
 
+def test_the_replay_buffer_keeps_the_device_that_training_samples_it_for():
+    model = make_any(SAC).learn(60)
+    model.replay_buffer.device = th.device("meta")
+    batch = diagnostics.sample_replay(model, 10)
+    assert batch.rewards.shape == (10, 1) and batch.rewards.device == model.device
+    assert model.replay_buffer.device == th.device("meta")
+
+
 # ------------------------------------------------------------------------------------------------------------ the callback
 
 
@@ -366,8 +375,9 @@ def test_one_measurement_for_all_steps_of_a_rollout_and_anew_in_another_run():
     model.learn(60, callback=callback)
     model.learn(20, callback=callback, reset_num_timesteps=False)
     assert steps == [20, 40, 60, 80]
-    model.learn(20, callback=callback)
-    assert steps[4:] == [20]
+    for _ in range(2):
+        model.learn(20, callback=callback)
+    assert steps[4:] == [20, 20]
 
 
 def test_dict_observations_and_hindsight_replay():
