@@ -368,7 +368,11 @@ class Record:
         self.path: Path = args.output
         self.contents: dict[str, Any] = dict(
             command=" ".join(["python", *sys.argv]),
-            options={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+            # paths as from the checkout, wherever that is
+            options={
+                name: str(value).removeprefix(f"{ROOT}/") if isinstance(value, Path) else value
+                for name, value in vars(args).items()
+            },
             commit=_commit(),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions(PACKAGES),
