@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import torch as th
 from rliable import library, metrics
 
-from .evaluation import random_numbers_apart
+from sb3_flowrl.diagnostics import own_random_numbers
+
 from .results import Results
 
 Key = TypeVar("Key")
@@ -125,7 +127,7 @@ def compute(results: Results) -> Statistics | None:
         if label not in results.study.baselines
     }
     # rliable takes a random state, but draws from numpy's global generator all the same
-    with random_numbers_apart(BOOTSTRAP_SEED):
+    with own_random_numbers(BOOTSTRAP_SEED, th.device("cpu")):
         return Statistics(
             block=block,
             aggregates=_estimate(finals, lambda scores: np.array([f(scores) for f in AGGREGATES.values()])),
@@ -144,7 +146,7 @@ def interval_of_mean(returns: list[float]) -> tuple[float, float]:
     :param returns: one for each run
     :return: the bootstrap interval of their mean
     """
-    with random_numbers_apart(BOOTSTRAP_SEED):
+    with own_random_numbers(BOOTSTRAP_SEED, th.device("cpu")):
         estimate = _estimate({"": np.array(returns)[:, None]}, lambda scores: np.array([scores.mean()]))[""]
     _, low, high = estimate[0]
     return low, high

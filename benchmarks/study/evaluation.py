@@ -2,19 +2,18 @@
 Evaluation of a policy while it is trained, without a trace in the training.
 """
 
-import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+
+from sb3_flowrl.diagnostics import own_random_numbers
 
 from .study import Run
 
@@ -24,25 +23,6 @@ JOURNAL = "study_journal"
 FIRST_EVALUATION_SEED = 1_000_000
 #: Digits after the point that are kept of a return.
 DIGITS = 3
-
-
-@contextmanager
-def random_numbers_apart(seed: int) -> Iterator[None]:
-    """
-    Have the block draw random numbers of its own; afterwards the global generators are as they were.
-
-    :param seed: of the block's numbers
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    with th.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)
-        th.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def journal_of(model: BaseAlgorithm) -> dict[str, Any]:
@@ -123,7 +103,7 @@ class Evaluate(BaseCallback):
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.env)
         self.env.seed(FIRST_EVALUATION_SEED + 1_000 * self.run.seed)
-        with random_numbers_apart(self.num_timesteps):
+        with own_random_numbers(self.num_timesteps, self.model.device):
             returns, _ = evaluate_policy(
                 policy, self.env, self.run.evaluation.episodes, deterministic=deterministic, return_episode_rewards=True
             )

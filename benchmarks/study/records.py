@@ -7,13 +7,14 @@ traceback of one that failed. Both are small, and kept in git. What is needed on
 """
 
 import json
-import os
 import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from sb3_flowrl import safe
 
 from .study import Run, Study, StudyError
 
@@ -92,12 +93,7 @@ def write_atomically(path: Path, text: str) -> None:
     :param text: its contents
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    safe.write_atomically(path, text.encode("utf-8"))
 
 
 def to_json(record: Record) -> str:
