@@ -483,7 +483,15 @@ class DiagnosticsCallback(BaseCallback):
         if self.last_measured is not None and self.num_timesteps // self.every == self.last_measured // self.every:
             return
         self.last_measured = self.num_timesteps
-        for name, value in self.measure().items():
+        self._keep(self.measure())
+
+    def _keep(self, measured: dict[str, float]) -> None:
+        """
+        Do with the measurements what is to be done with them.
+
+        :param measured: the quantities under their names
+        """
+        for name, value in measured.items():
             self.logger.record(f"diagnostics/{name}", value)
         # So that they stand at this step, as EvalCallback does it: the next dump is episodes away
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")

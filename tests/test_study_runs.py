@@ -76,6 +76,25 @@ def test_interrupted_run_ends_as_if_it_had_not_been(algo, tmp_path, monkeypatch)
     assert resumed["n_updates"] == whole["n_updates"] > 50
 
 
+@pytest.mark.filterwarnings("ignore:No bias of Q")  # Pendulum's episodes are too short for it
+@pytest.mark.parametrize("algo", ["flowrl", "sac"])
+def test_instruments_measure_and_change_nothing(algo, tmp_path, monkeypatch):
+    plain = execute(make_run(tmp_path, algo), tmp_path / "plain")
+    run = make_run(tmp_path, algo, diagnose=True)
+    assert run.specification() == make_run(tmp_path, algo).specification()
+    whole = execute(run, tmp_path / "whole")
+    assert learned(whole) == learned(plain) and plain["diagnostics"] == []
+    assert [point["step"] for point in whole["diagnostics"]] == [104, 200, 400, 600]  # every 200, and when learning begins
+    assert all(0 < point["action_spread"] < 1 for point in whole["diagnostics"])
+    assert all(("gradient_cosine" in point) == (algo == "flowrl") for point in whole["diagnostics"])
+
+    with monkeypatch.context() as patch:
+        interrupt_at(450, patch)
+        with pytest.raises(Interrupted):
+            execute(run, tmp_path / "interrupted")
+    assert execute(run, tmp_path / "interrupted")["diagnostics"] == whole["diagnostics"]
+
+
 def test_evaluation_leaves_no_trace_in_training(tmp_path):
     often = execute(make_run(tmp_path, "sac"), tmp_path / "often")
     rarely = execute(make_run(tmp_path, "sac", evaluation=dict(every=600, episodes=3)), tmp_path / "rarely")

@@ -2,6 +2,7 @@
 Evaluation of a policy while it is trained, without a trace in the training.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from sb3_flowrl.diagnostics import own_random_numbers
+from sb3_flowrl.diagnostics import DiagnosticsCallback, own_random_numbers
 
 from .study import Run
 
@@ -23,6 +24,8 @@ JOURNAL = "study_journal"
 FIRST_EVALUATION_SEED = 1_000_000
 #: Digits after the point that are kept of a return.
 DIGITS = 3
+#: Significant digits that are kept of a measurement.
+SIGNIFICANT_DIGITS = 5
 
 
 def journal_of(model: BaseAlgorithm) -> dict[str, Any]:
@@ -35,8 +38,23 @@ def journal_of(model: BaseAlgorithm) -> dict[str, Any]:
     :return: the journal, to be changed in place
     """
     clocks = dict(seconds=0.0, cpu_seconds=0.0, evaluation_seconds=0.0)
-    empty: dict[str, Any] = dict(evaluations=[], random_returns=[], **clocks, resumed_at=[], commits=[])
+    empty: dict[str, Any] = dict(evaluations=[], diagnostics=[], random_returns=[], **clocks, resumed_at=[], commits=[])
     return vars(model).setdefault(JOURNAL, empty)
+
+
+class Instruments(DiagnosticsCallback):
+    """
+    Keeps in the journal what :class:`DiagnosticsCallback` would log. What is not a finite number is kept as None.
+    """
+
+    def _on_training_start(self) -> None:
+        self.points = journal_of(self.model).setdefault("diagnostics", [])  # checkpoints of before have none
+        self.last_measured = self.points[-1]["step"] if self.points else None
+
+    def _keep(self, measured: dict[str, float]) -> None:
+        numbers = {name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") for name, value in measured.items()}
+        point = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self.points.append(dict(step=self.num_timesteps, **point))
 
 
 class RandomPolicy:
@@ -66,12 +84,17 @@ class Evaluate(BaseCallback):
     :param run: says how to evaluate
     :param env: as many environments as an evaluation has episodes, which nothing else uses
     :param tell: is called with the number of steps done, at every step
+    :param instruments: measure besides, if there are any
     :raises ValueError: when training starts, if its environments step past the evaluations
     """
 
-    def __init__(self, run: Run, env: VecEnv, tell: Callable[[int], None]):
+    def __init__(self, run: Run, env: VecEnv, tell: Callable[[int], None], instruments: Instruments | None = None):
         super().__init__()
-        self.run, self.env, self.tell = run, env, tell
+        self.run, self.env, self.tell, self.instruments = run, env, tell, instruments
+
+    def _init_callback(self) -> None:
+        if self.instruments is not None:
+            self.instruments.init_callback(self.model)
 
     def _on_training_start(self) -> None:
         if self.run.evaluation.every % self.training_env.num_envs:
@@ -84,6 +107,14 @@ class Evaluate(BaseCallback):
         if not self.journal["random_returns"]:
             self.journal["random_returns"] = self._play(RandomPolicy(self.env, self.run.seed), deterministic=True)
             self._count_time("evaluation_seconds")
+        if self.instruments is not None:
+            self.instruments.on_training_start(self.locals, self.globals)
+
+    def _on_rollout_start(self) -> None:
+        if self.instruments is not None:
+            self._count_time("seconds", "cpu_seconds")
+            self.instruments.on_rollout_start()
+            self._count_time("evaluation_seconds")
 
     def _on_step(self) -> bool:
         self._count_time("seconds", "cpu_seconds")
@@ -93,11 +124,16 @@ class Evaluate(BaseCallback):
                 point[mode] = self._play(self.model, deterministic)
             self.journal["evaluations"].append(point)
             self._count_time("evaluation_seconds")
+        if self.instruments is not None:
+            self.instruments.on_step()
         self.tell(self.num_timesteps)
         return True
 
     def _on_training_end(self) -> None:
         self._count_time("seconds", "cpu_seconds")
+        if self.instruments is not None:
+            self.instruments.on_training_end()
+            self._count_time("evaluation_seconds")
 
     def _play(self, policy: PolicyPredictor, deterministic: bool) -> list[float]:
         if self.model.get_vec_normalize_env() is not None:

@@ -4,6 +4,7 @@ The figures of a report, as SVG files that are the same whenever they are drawn 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,38 @@ class Figures:
                 axis.set_ylabel("mean return")
             _legend_below(figure, axes, len(labels))
         return self._path(name)
+
+    def instruments(self, results: Results, quantities: Sequence[str]) -> Path:
+        """
+        :param results: the study's results
+        :param quantities: what was measured; each gets a row
+        :return: the figure of the single runs' measurements and of their means, a column for each task with some
+        """
+        measured = [each for each in results.finished if each.record.get("diagnostics")]
+        envs = [env for env in results.study.environments if any(each.run.env == env for each in measured)]
+        rows, columns = len(quantities), len(envs)
+        with self._drawing("instruments", rows, columns, (3.6 * columns + 1.0, 2.0 * rows)) as (figure, axes):
+            for index, axis in enumerate(axes):
+                quantity, env = quantities[index // columns], envs[index % columns]
+                for label in results.study.algorithms:
+                    runs = [each.measured(quantity) for each in measured if (each.run.env, each.run.label) == (env, label)]
+                    runs = [(steps, values) for steps, values in runs if len(steps)]
+                    if not runs:
+                        continue
+                    for steps, values in runs:
+                        axis.plot(steps, values, color=self.colors[label], linewidth=0.6, alpha=0.5)
+                    common = reduce(np.intersect1d, [steps for steps, _ in runs])
+                    mean = np.mean([values[np.isin(steps, common)] for steps, values in runs], axis=0)
+                    axis.plot(common, mean, color=self.colors[label], linewidth=2, label=label)
+                if index < columns:
+                    axis.set_title(env)
+                if index % columns == 0:
+                    axis.set_ylabel(quantity.replace("_", " "))
+                _label_steps(axis)
+                if index < len(axes) - columns:
+                    axis.set_xlabel("")
+            _legend_below(figure, axes, len(self.colors))
+        return self._path("instruments")
 
     def aggregates(self, statistics: Statistics) -> Path:
         """

@@ -22,6 +22,22 @@ from .zoo_plots import learning_curves
 #: Shares of the steps at which the tables tell of the way to the end.
 MILESTONES = (0.1, 0.25, 0.5, 0.75, 1.0)
 FINDINGS = "findings.md"
+#: What the instruments measure, in the order of the tables and figures.
+QUANTITIES = (
+    "action_spread",
+    "saturated_actions",
+    "q_bias",
+    "monte_carlo_return",
+    "behavior_advantage",
+    "guidance_active",
+    "q_gradient_norm",
+    "constraint_gradient_norm",
+    "gradient_cosine",
+    "weighted_flow_matching_loss",
+    "critic_rank",
+    "critic_feature_norm",
+    "critic_dead_units",
+)
 
 
 def write_report(study: Study, folders: Folders) -> list[Path]:
@@ -67,6 +83,7 @@ class Report:
                 *self._task_by_task(),
                 "## Deterministic and stochastic",
                 *self._both_modes(),
+                *self._instruments(),
                 "## How it was done",
                 *self._protocol(),
             ]
@@ -228,6 +245,24 @@ class Report:
             yield _table(["run", "deterministic", "stochastic"], rows)
         if plain := [label for label in self.labels if self.study.algorithms[label].algo in DETERMINISTIC_ALGOS]:
             yield f"The policies of {', '.join(plain)} draw no actions."
+
+    def _instruments(self) -> Iterable[str]:
+        measured = [each for each in self.results.finished if each.record.get("diagnostics")]
+        if not measured:
+            return
+        quantities = [name for name in QUANTITIES if any(len(each.measured(name)[0]) for each in measured)]
+        yield "## Instruments"
+        yield (
+            "What `DiagnosticsCallback` measures in the runs (see its docstring for each quantity; what has no line is not "
+            "defined for the algorithm). Thin: the single runs. Thick: their mean. The last measurement:"
+        )
+        rows = []
+        for each in measured:
+            lasts = (each.measured(name)[1][-1:] for name in quantities)
+            cells = [f"{last[0]:.3g}" if len(last) else "" for last in lasts]
+            rows.append([self._link(each.run.name, each), *cells])
+        yield _table(["run", *(name.replace("_", " ") for name in quantities)], rows)
+        yield self._image("Instruments", self.figures.instruments(self.results, quantities))
 
     def _protocol(self) -> Iterable[str]:
         evaluation = self.study.evaluation

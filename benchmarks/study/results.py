@@ -40,6 +40,16 @@ class Finished:
         """
         return np.array([point[mode] for point in self.record["evaluations"] if mode in point])
 
+    def measured(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param quantity: one of those of ``sb3_flowrl.diagnostics``
+        :return: environment steps and values, shape (measurements,) each; nan where it was not finite, and empty if it was
+            not measured
+        """
+        points = [point for point in self.record.get("diagnostics", []) if quantity in point]
+        values = [np.nan if point[quantity] is None else point[quantity] for point in points]
+        return np.array([point["step"] for point in points]), np.array(values, dtype=float)
+
     def final(self, mode: str = "deterministic") -> float:
         """
         :param mode: "deterministic" or "stochastic"

@@ -21,10 +21,11 @@ from rl_zoo3.utils import get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import zoo
 
-from .evaluation import Evaluate, journal_of
+from .evaluation import Evaluate, Instruments, journal_of
 from .records import Record, current_commit, describe_machine, write_atomically
 from .resuming import CheckpointAnyAlgorithm, resume
 from .study import Run
@@ -154,8 +155,9 @@ def train(manager: Manager, model: OffPolicyAlgorithm, run: Run, scratch: Path) 
     if (commit := current_commit()) not in journal_of(model)["commits"]:
         journal_of(model)["commits"].append(commit)
     evaluation_env = manager.create_envs(run.evaluation.episodes, eval_env=True)
+    instruments = make_instruments(run, manager) if run.diagnose else None
     manager.callbacks += [
-        Evaluate(run, evaluation_env, note_progress(scratch)),
+        Evaluate(run, evaluation_env, note_progress(scratch), instruments),
         CheckpointAnyAlgorithm(checkpoints, CHECKPOINT_EVERY, keep=1),
     ]
     try:
@@ -163,6 +165,19 @@ def train(manager: Manager, model: OffPolicyAlgorithm, run: Run, scratch: Path) 
     finally:
         evaluation_env.close()
     return model
+
+
+def make_instruments(run: Run, manager: Manager) -> Instruments:
+    """
+    :param run: what to do
+    :param manager: makes the environment in which FlowRL's values are compared with returns
+    :return: what measures the run, whenever it is evaluated
+    """
+    if run.algo != "flowrl":
+        return Instruments(run.evaluation.every)
+    env = manager.create_envs(1, eval_env=True).unwrapped
+    assert isinstance(env, DummyVecEnv)
+    return Instruments(run.evaluation.every, env.envs[0])
 
 
 def note_progress(scratch: Path) -> Callable[[int], None]:

@@ -15,6 +15,7 @@ For example::
       sac:
       td3:
       sac-slow: {algo: sac, hyperparameters: {tau: 0.001}}
+    diagnose: true                              # measure what sb3_flowrl.diagnostics measures, too
 
 Hyperparameters are written as in rl_zoo3's files. Where the study says nothing, those files' own values for the algorithm and
 the environment stand.
@@ -89,6 +90,7 @@ class Run:
     :param evaluation: how it is evaluated
     :param hyperparameters: over those of rl_zoo3's files
     :param gym_packages: modules that register environments
+    :param diagnose: whether the instruments of ``sb3_flowrl.diagnostics`` measure it; they don't change what it learns
     """
 
     label: str
@@ -99,6 +101,7 @@ class Run:
     evaluation: Evaluation
     hyperparameters: dict[str, Any]
     gym_packages: tuple[str, ...] = ()
+    diagnose: bool = False
 
     @property
     def name(self) -> str:
@@ -117,6 +120,7 @@ class Run:
         """
         specification = {**vars(self), "evaluation": self.evaluation.model_dump()}
         del specification["gym_packages"]  # what the environment is, its id says
+        del specification["diagnose"]  # which has no influence on the outcome
         return specification
 
 
@@ -133,6 +137,7 @@ class Study(_Strict):
     :param baselines: labels of the algorithms with whose best, task by task, scores are divided
     :param hyperparameters: of all algorithms, over those of rl_zoo3's files
     :param gym_packages: modules to import, as they register environments
+    :param diagnose: whether the instruments of ``sb3_flowrl.diagnostics`` measure each run at every evaluation
     :param comparisons: titles of figures, and the labels of the algorithms in each; by default one figure of all
     :param includes: names of studies whose runs are taken over where this one asks for the same
     :param name: the file's name without its ending
@@ -147,6 +152,7 @@ class Study(_Strict):
     baselines: Annotated[list[str], NOT_EMPTY]
     hyperparameters: dict[str, Any] = {}
     gym_packages: list[str] = []
+    diagnose: bool = False
     comparisons: dict[str, list[str]] = {}
     includes: list[str] = []
     name: str = ""
@@ -180,6 +186,7 @@ class Study(_Strict):
                 evaluation=self.evaluation,
                 hyperparameters={**self.hyperparameters, **algorithm.hyperparameters},
                 gym_packages=tuple(self.gym_packages),
+                diagnose=self.diagnose,
             )
             for seed in self.seeds
             for env in self.environments
