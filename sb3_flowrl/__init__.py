@@ -5,10 +5,9 @@ The names below are imported on first use, so that ``sb3_flowrl.startup``, which
 than two small files.
 """
 
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in `typing`, whose import would double the time that Python takes to start
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
     from sb3_flowrl.callbacks import ResumableCheckpointCallback
@@ -48,11 +47,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    value: object
     if name == "__version__":
         with open(os.path.join(os.path.dirname(__file__), "version.txt"), encoding="utf-8") as file_handler:
-            value: Any = file_handler.read().strip()
+            value = file_handler.read().strip()
     elif name in _MODULES:
+        import importlib
+
         value = getattr(importlib.import_module(f"sb3_flowrl.{_MODULES[name]}"), name)
     else:
         raise AttributeError(f"module 'sb3_flowrl' has no attribute {name!r}")

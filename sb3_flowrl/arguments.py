@@ -237,3 +237,20 @@ def check_combination(
             f"train_freq={train_freq} counts episodes, which can be done with one environment only, but there are "
             f"n_envs={n_envs}. Count steps instead, such as train_freq=(1, 'step')."
         )
+
+
+def check_discount(gamma: float, replay_buffer: ReplayBuffer | None) -> None:
+    """
+    Check that a buffer of n-step returns, which discounts by itself, does so as the model does.
+
+    :param gamma: as given to ``FlowRL``
+    :param replay_buffer: the replay buffer
+    :raises ValueError: if it has another discount factor
+    """
+    of_buffer = getattr(replay_buffer, "gamma", gamma)
+    if of_buffer != gamma:
+        n_steps = getattr(replay_buffer, "n_steps", None)
+        raise ValueError(
+            f"The replay buffer discounts its {n_steps}-step returns by gamma={of_buffer}, but the model has gamma={gamma}. "
+            f"Give both the same, with replay_buffer_kwargs=dict(n_steps={n_steps}, gamma={gamma})."
+        )

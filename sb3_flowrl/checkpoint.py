@@ -43,7 +43,7 @@ def write_checkpoint(folder: str | Path, num_timesteps: int, files: dict[str, Fi
     :param files: what writes each file
     :param keep: how many of the newest checkpoints stay, this one included, at least 1
     :return: the checkpoint's own folder
-    :raises CheckpointError: if the disk is full, the folder read-only, or the like
+    :raises CheckpointError: if the disk is full, the folder read-only, something can't be pickled, or the like
     """
     folder = Path(folder)
     unfinished = None
@@ -62,12 +62,17 @@ def write_checkpoint(folder: str | Path, num_timesteps: int, files: dict[str, Fi
         _flush_folder(unfinished)
         os.rename(unfinished, folder / name)
         _flush_folder(folder)
-    except OSError as error:
+    except BaseException as error:
         if unfinished is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
+        if not isinstance(error, Exception):  # such as KeyboardInterrupt
+            raise
+        is_the_disks = isinstance(error, OSError)
         raise CheckpointError(
-            f"The checkpoint of step {num_timesteps} could not be written to {folder}: {error.strerror or error}. "
-            "The checkpoints that were there are untouched. Make room, or choose another folder."
+            f"The checkpoint of step {num_timesteps} could not be written to {folder}: "
+            f"{getattr(error, 'strerror', None) or error if is_the_disks else repr(error)}. "
+            "The checkpoints that were there are untouched. "
+            + ("Make room, or choose another folder." if is_the_disks else "Something in the run can't be pickled, or copied.")
         ) from error
     _remove_all_but(folder, keep)
     return folder / name
@@ -81,7 +86,7 @@ def check_writable(folder: str | Path) -> None:
     probe = Path(folder) / f"{_UNFINISHED}probe"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        probe.mkdir()
+        probe.mkdir(exist_ok=True)  # it may be left of a process that was killed
         probe.rmdir()
     except OSError as error:
         raise CheckpointError(f"No checkpoint can be written to {folder}: {error.strerror or error}.") from error

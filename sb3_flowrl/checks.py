@@ -146,9 +146,9 @@ def check_finite_losses(losses: Mapping[str, Sequence[float]], n_updates: int, n
     n_last = n_updates + max(map(len, losses.values()))
     raise ValueError(
         f"Training has diverged: of the losses of updates {n_updates + 1} to {n_last} (environment step {num_timesteps}), "
-        f"{shown} are not finite. No network took a step from such a loss, so all can still be saved. Try a lower "
-        "learning_rate, smaller gamma or rewards (VecNormalize), and look at what train/q_policy and train/q_behavior did "
-        "before in the log."
+        f"{shown} are not finite. No network took a step from such a loss; what was learned before can still be saved. "
+        "Try a lower learning_rate, smaller gamma or rewards (VecNormalize), and look at what train/q_policy and "
+        "train/q_behavior did before in the log."
     )
 
 

@@ -216,12 +216,7 @@ def sample_replay(model: OffPolicyAlgorithm, sample_size: int) -> Batch:
     """
     buffer = model.replay_buffer
     assert buffer is not None  # for mypy
-    device_before = buffer.device
-    try:
-        env = model.get_vec_normalize_env()
-        (batch,) = sample_batches(buffer, 1, sample_size, env, model.device, check=lambda _: None)
-    finally:
-        buffer.device = device_before  # SAC and TD3 train on the device that the buffer has
+    (batch,) = sample_batches(buffer, 1, sample_size, model.get_vec_normalize_env(), model.device, check=lambda _: None)
     return batch
 
 

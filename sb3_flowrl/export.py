@@ -154,7 +154,10 @@ def main() -> None:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not needed
     # Whatever its replay buffer was, none is needed
-    model = FlowRL.load(args.model, device="cpu", buffer_size=1, replay_buffer_class=None, replay_buffer_kwargs={})
+    no_buffer: dict[str, Any] = dict(
+        buffer_size=1, replay_buffer_class=None, replay_buffer_kwargs={}, optimize_memory_usage=False
+    )
+    model = FlowRL.load(args.model, device="cpu", **no_buffer)
     export_onnx(model, args.onnx)
     difference = largest_difference(model, args.onnx)
     print(f"{args.onnx}: {os.path.getsize(args.onnx)} bytes")

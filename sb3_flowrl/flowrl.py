@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import checks, run_state, safe, update
-from sb3_flowrl.arguments import ALGORITHM_CHECKS, check_arguments, check_combination, check_env
+from sb3_flowrl.arguments import ALGORITHM_CHECKS, check_arguments, check_combination, check_discount, check_env
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
 from sb3_flowrl.compilation import MaybeCompiled
@@ -178,6 +178,7 @@ class FlowRL(OffPolicyAlgorithm):
         self.precision = precision
         self.compile = compile
         self.float64_observations = float64_observations
+        self.trained_on_normalized_obs = False
         self._generators_before_step: run_state.GeneratorStates | None = None
         if _init_setup_model:  # while loading, the arguments are not yet the model's own
             check_env(env)
@@ -237,6 +238,7 @@ class FlowRL(OffPolicyAlgorithm):
                 # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
                 warnings.filterwarnings("ignore", message="`n_steps=")
             super()._setup_model()
+        check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
         self._cuda_graphs = self.device.type == "cuda"
@@ -417,6 +419,8 @@ class FlowRL(OffPolicyAlgorithm):
         :return: the trained model
         :raises ValueError: if ``total_timesteps`` is not a whole number
         """
+        normalize = self.get_vec_normalize_env()
+        self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
         return super().learn(
             total_timesteps=checks.whole_number("total_timesteps", total_timesteps),
             callback=callback,

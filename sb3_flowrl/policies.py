@@ -229,7 +229,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
         :param obs: observations of s, ``(B, *obs_shape)``
         :param next_obs: observations of s', ``(B, *obs_shape)``
-        :param actor_features: the actor's features of s, ``(B, features_dim)``, if they are known
+        :param actor_features: the actor's features of s, ``(B, features_dim)``; where the extractor isn't shared ``None`` will
+            do
         :return: the features
         """
         if self._has_one_view():
@@ -242,7 +243,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             next_critic = self.critic_target.features(next_obs)
             next_value = next_actor if self.share_features_extractor else self.behavior_value.features(next_obs)
         if self.share_features_extractor:
-            shared = self.critic.features(obs) if actor_features is None else actor_features.detach()
+            assert actor_features is not None  # for mypy
+            shared = actor_features.detach()
             return Features(shared, shared, shared, best_features, next_actor, next_critic, next_value)
         critic, behavior_critic = self.critic.features(obs), self.behavior_critic.features(obs)
         behavior_value = self.behavior_value.features(obs)

@@ -38,14 +38,29 @@ def sample_batches(
     :param check: called with each sample, on the CPU, to raise if it can't be used
     :return: the batches
     """
-    buffer.device = th.device("cpu")  # so that a sample is checked without waiting for the accelerator
     n_at_once = max(1, MAX_SAMPLE_BYTES // (batch_size * transition_bytes(buffer)))
     for start in range(0, n_batches, n_at_once):
         n_now = min(n_at_once, n_batches - start)
-        sample = buffer.sample(n_now * batch_size, env=env)
+        sample = sample_on_cpu(buffer, n_now * batch_size, env)
         check(sample)
         fields = [split(field, n_now, device) for field in sample]
         yield from (type(sample)(*batch) for batch in zip(*fields, strict=True))
+
+
+def sample_on_cpu(buffer: ReplayBuffer, n_transitions: int, env: VecNormalize | None) -> Batch:
+    """
+    Sample where the transitions are, so that they can be checked without waiting for the accelerator.
+
+    :param buffer: the replay buffer, whose ``device`` stays what it is
+    :param n_transitions: number of transitions
+    :param env: associated VecNormalize, to normalise observations and rewards
+    :return: the transitions, on the CPU
+    """
+    device_before, buffer.device = buffer.device, th.device("cpu")
+    try:
+        return buffer.sample(n_transitions, env=env)
+    finally:
+        buffer.device = device_before
 
 
 def transition_bytes(buffer: ReplayBuffer) -> int:

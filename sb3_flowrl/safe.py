@@ -101,7 +101,9 @@ def inference_actor(policy_or_model: BasePolicy | BaseAlgorithm) -> FlowActor:
     policy: Any = policy_or_model
     if isinstance(policy_or_model, BaseAlgorithm):
         normalize = policy_or_model.get_vec_normalize_env()
-        if normalize is not None and normalize.norm_obs:
+        # A model that was loaded without an environment has no VecNormalize, but may need one
+        was_normalized = getattr(policy_or_model, "trained_on_normalized_obs", False)
+        if was_normalized or (normalize is not None and normalize.norm_obs):
             raise ValueError(
                 "The model's observations go through VecNormalize, whose statistics are no part of the policy. Pass "
                 "model.policy to write the policy alone, and normalise its observations with VecNormalize.normalize_obs."

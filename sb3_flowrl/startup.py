@@ -4,7 +4,8 @@ The start-up hook: makes ``flowrl`` one of rl_zoo3's algorithms, in any Python p
 rl_zoo3 has no plug-in mechanism, and reads its list of algorithms before anything that a user could pass to it is imported.
 So a start-up file in site-packages (``sb3_flowrl.pth``; ``sb3_flowrl.start`` from Python 3.15 on) calls :func:`install`, which
 adds a finder to ``sys.meta_path``. It waits for the few modules named below; when one of them is imported, the ordinary
-finders load it, and then ``sb3_flowrl.zoo`` completes it. Without rl_zoo3 nothing ever happens.
+finders load it, and then ``sb3_flowrl.zoo`` completes it. Where neither rl_zoo3 nor huggingface_sb3
+is imported, nothing ever happens.
 
 This module runs whenever Python starts: it imports nothing but ``os`` and ``sys``, and never raises.
 ``SB3_FLOWRL_NO_ZOO_HOOK=1`` turns it off.

@@ -27,7 +27,8 @@ def step(
     has_diverged = has_diverged.maximum((~found.loss.isfinite()).float())
     hand_out(optimizers, leaves, found.gradients)
     for optimizer in optimizers:
-        if optimizer.defaults.get("fused"):
+        # Not optimizer.defaults: loading an optimiser's state replaces its groups' options
+        if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = has_diverged  # type: ignore[attr-defined]
         elif has_diverged.item():
             continue

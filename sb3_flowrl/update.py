@@ -125,9 +125,11 @@ def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
         to bfloat16 where the processor has AMX), and take TF32 on CUDA. The others leave the setting as it is
     :param device: where the networks are
     """
+    if precision != "float32_fast":
+        yield  # without a look at the setting, which fails where the user has set it through PyTorch's newer interface
+        return
     before = th.get_float32_matmul_precision()
-    if precision == "float32_fast":
-        th.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
+    th.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
     try:
         yield
     finally:
@@ -143,17 +145,27 @@ def as_leaf(features: th.Tensor) -> th.Tensor:
     return features.detach().requires_grad_() if features.requires_grad else features
 
 
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """
+    :param model: one of the policy's networks
+    :return: its parameters but those that are frozen, and those of its features extractor, which it reaches by way of the
+        features
+    """
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith("features_extractor.")
+    ]
+
+
 def value_leaves(networks: Networks, features: Features) -> list[th.Tensor]:
     """
     :param networks: the policy's networks
     :param features: what they see of the states
     :return: the parameters that the value losses train, and the features through which they train features extractors
     """
-    parameters = [
-        parameter
-        for model in (networks.critic, networks.behavior_critic, networks.behavior_value)
-        for parameter in model.networks.parameters()
-    ]
+    models = (networks.critic, networks.behavior_critic, networks.behavior_value)
+    parameters = [parameter for model in models for parameter in trained_parameters(model)]
     return [*parameters, *(each for each in features if each.requires_grad)]
 
 
@@ -230,7 +242,7 @@ def actor_leaves(networks: Networks, actor_features: th.Tensor) -> list[th.Tenso
     :param actor_features: the actor's features of the states
     :return: the parameters that the actor's loss trains, and the features through which it trains a features extractor
     """
-    return [*networks.actor.velocity_net.parameters(), *([actor_features] if actor_features.requires_grad else [])]
+    return [*trained_parameters(networks.actor), *([actor_features] if actor_features.requires_grad else [])]
 
 
 def actor_gradients(

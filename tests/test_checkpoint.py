@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, ResumableCheckpointCallback, run_state
-from sb3_flowrl.checkpoint import CheckpointError, find_checkpoint, list_checkpoints, write_checkpoint
+from sb3_flowrl.checkpoint import CheckpointError, check_writable, find_checkpoint, list_checkpoints, write_checkpoint
 
 
 class DriftEnv(gym.Env):
@@ -354,6 +354,31 @@ def test_training_goes_on_when_the_disk_is_full(small_disk):
     with pytest.warns(UserWarning, match="Training goes on, and tries again in 20 steps"):
         model.learn(60, callback=ResumableCheckpointCallback(folder, 20))
     assert model.num_timesteps == 60 and list(folder.iterdir()) == []
+
+
+def test_what_cannot_be_pickled_ends_no_training_and_leaves_nothing_behind(tmp_path):
+    model = make_model(drift_envs(1))
+    model.replay_buffer.unpicklable = lambda: None
+    with pytest.warns(UserWarning, match="can't be pickled, or copied. Training goes on"):
+        model.learn(60, callback=ResumableCheckpointCallback(tmp_path / "run", 20))
+    assert model.num_timesteps == 60 and list((tmp_path / "run").iterdir()) == []
+
+
+def test_an_interrupt_while_saving_leaves_nothing_behind(tmp_path):
+    old = write(tmp_path, 1)
+
+    def interrupted(file) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 2, {"file": interrupted}, keep=2)
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_probe_that_a_killed_process_left_hinders_nobody(tmp_path):
+    (tmp_path / ".unfinished-probe").mkdir()
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path):

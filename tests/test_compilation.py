@@ -170,6 +170,11 @@ def test_the_precision_of_the_process_is_put_back(monkeypatch):
     with pytest.raises(ValueError, match="rewards"):
         model.train(1, 8)
     assert th.get_float32_matmul_precision() == "highest"
+    with monkeypatch.context() as patch:  # it raises where the user has set it through PyTorch's newer interface
+        patch.delattr(th, "get_float32_matmul_precision")
+        for precision in ("float32", "bfloat16"):
+            with update.matmul_precision(precision, th.device("cpu")):
+                pass
     with update.matmul_precision("float32_fast", th.device("cuda")):
         assert th.get_float32_matmul_precision() == "high"  # TF32
     th.set_float32_matmul_precision("high")

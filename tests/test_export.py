@@ -115,6 +115,14 @@ def test_command(path, monkeypatch, capsys):
         export.main()
 
 
+def test_command_on_a_model_whose_buffer_saved_memory(path, monkeypatch):
+    kwargs = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
+    FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), **kwargs).save(path.with_name("model.zip"))
+    monkeypatch.setattr(sys, "argv", ["export", str(path.with_name("model.zip")), str(path)])
+    export.main()
+    assert path.exists()
+
+
 def test_a_key_that_the_graph_uses_itself(path):
     space = spaces.Dict(tanh=spaces.Box(-1, 1, (2,)))
     with pytest.raises(ValueError, match=r"keys \['tanh'\] .* Rename these keys"):

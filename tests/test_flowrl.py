@@ -17,8 +17,9 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_flowrl import FlowActorCriticPolicy, FlowRL, losses, paper_arguments, reference_arguments
+from sb3_flowrl import FlowActorCriticPolicy, FlowRL, NStepRecencyReplayBuffer, losses, paper_arguments, reference_arguments
 from sb3_flowrl.flow import FlowNoise
+from sb3_flowrl.networks import FlowActor
 from sb3_flowrl.replay import Batch
 from sb3_flowrl.step import hand_out
 from sb3_flowrl.update import ACTOR_LOGS, VALUE_LOGS, Gradients
@@ -675,3 +676,54 @@ def test_trains_and_moves_between_devices(tmp_path):
     np.testing.assert_allclose(
         loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0], rtol=1e-3, atol=1e-4
     )
+
+
+def test_frozen_parameters_stay_and_the_others_learn():
+    model = make_model()
+    frozen = [*model.actor.velocity_net[0].parameters(), *model.critic.networks[0].parameters()]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before, last = [parameter.clone() for parameter in frozen], model.actor.velocity_net[-1].weight.clone()
+    model.learn(60)
+    assert all(th.equal(parameter, old) for parameter, old in zip(frozen, before, strict=True))
+    assert not th.equal(model.actor.velocity_net[-1].weight, last)
+
+
+class ScaledActor(FlowActor):
+    """Has a parameter of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = nn.Parameter(th.ones(1))
+
+    def velocity(self, t: th.Tensor, features: th.Tensor, x: th.Tensor) -> th.Tensor:
+        return self.scale * super().velocity(t, features, x)
+
+
+class ScaledActorPolicy(FlowActorCriticPolicy):
+    def make_actor(self, features_extractor=None) -> FlowActor:
+        return ScaledActor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+
+
+def test_parameters_that_a_subclass_adds_are_learned():
+    model = FlowRL(ScaledActorPolicy, "Pendulum-v1", **SMALL).learn(60)
+    assert model.actor.scale.item() != 1.0
+
+
+def test_parameters_of_a_model_whose_optimisers_are_not_fused_are_learned_on_from():
+    plain = make_model(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(eps=1e-5))).learn(60)
+    model = make_model()
+    model.set_parameters(plain.get_parameters())
+    assert_same(parameters(model), parameters(plain))
+    model.learn(60)
+    assert not th.equal(model.critic.networks[0].weight, plain.critic.networks[0].weight)
+
+
+def test_discounts_of_the_replay_buffer_have_to_be_the_models(tmp_path):
+    with pytest.raises(ValueError, match=r"3-step returns by gamma=0\.99, but .* has gamma=0\.5.*n_steps=3, gamma=0\.5"):
+        make_model(gamma=0.5, replay_buffer_class=NStepRecencyReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
+    make_model(n_steps=3).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"but the model has gamma=0\.5"):
+        FlowRL.load(tmp_path / "model", gamma=0.5)
+    again = FlowRL.load(tmp_path / "model", gamma=0.5, replay_buffer_kwargs=dict(n_steps=3, gamma=0.5))
+    assert again.replay_buffer.gamma == 0.5

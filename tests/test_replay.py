@@ -75,3 +75,18 @@ def test_dict_observations_count_all_their_parts():
     model.learn(6)
     first, second = model._sample_batches(2, 3)
     assert first.observations["img"].shape[0] == second.next_observations["vec"].shape[0] == 3
+
+
+def test_the_buffer_goes_on_giving_its_samples_where_it_gave_them(monkeypatch):
+    model = trained_model()
+    model.replay_buffer.device = elsewhere = th.device("meta")
+    where: list[th.device] = []
+    sample = model.replay_buffer.sample
+
+    def watched_sample(*args, **kwargs):
+        where.append(model.replay_buffer.device)
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(model.replay_buffer, "sample", watched_sample)
+    model.train(2, batch_size=8)
+    assert where == [CPU] and model.replay_buffer.device == elsewhere

@@ -432,6 +432,18 @@ def test_vec_normalize(path):
     save_policy_safe(model, path)
 
 
+def test_vec_normalize_is_not_forgotten_by_a_model_loaded_without_its_environment(path):
+    for norm_obs in (True, False):
+        env = VecNormalize(make_vec_env("Pendulum-v1"), norm_obs=norm_obs)
+        FlowRL("MlpPolicy", env, policy_kwargs=dict(net_arch=[8])).learn(2).save(path.with_name("model.zip"))
+        loaded = FlowRL.load(path.with_name("model.zip"))
+        if norm_obs:
+            with pytest.raises(ValueError, match="VecNormalize, whose statistics"):
+                save_policy_safe(loaded, path)
+        else:
+            save_policy_safe(loaded, path)
+
+
 def test_saving_replaces_at_once_or_not_at_all(small, monkeypatch):
     content = small.read_bytes()
     with monkeypatch.context() as patch:
