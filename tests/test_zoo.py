@@ -175,7 +175,8 @@ def test_hook_imports_nothing_but_os_and_sys():
         "import os, sys; before = set(sys.modules);"
         "from sb3_flowrl import startup; startup.install(); print(*sorted(set(sys.modules) - before))"
     )
-    modules = python("-c", program, cwd=ROOT, environment=NO_HOOK).split()
+    # -S: without start-up files, of which ours has imported it already where the package is installed
+    modules = python("-S", "-c", program, cwd=ROOT, environment=NO_HOOK).split()
     assert modules == ["sb3_flowrl", "sb3_flowrl.startup"]
 
 
