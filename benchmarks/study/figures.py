@@ -85,7 +85,7 @@ class Figures:
         :param quantities: what was measured; each gets a row
         :return: the figure of the single runs' measurements and of their means, a column for each task with some
         """
-        measured = [each for each in results.finished if each.record.get("diagnostics")]
+        measured = results.measured
         envs = [env for env in results.study.environments if any(each.run.env == env for each in measured)]
         rows, columns = len(quantities), len(envs)
         with self._drawing("instruments", rows, columns, (3.6 * columns + 1.0, 2.0 * rows)) as (figure, axes):

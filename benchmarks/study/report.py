@@ -247,7 +247,7 @@ class Report:
             yield f"The policies of {', '.join(plain)} draw no actions."
 
     def _instruments(self) -> Iterable[str]:
-        measured = [each for each in self.results.finished if each.record.get("diagnostics")]
+        measured = self.results.measured
         if not measured:
             return
         quantities = [name for name in QUANTITIES if any(len(each.measured(name)[0]) for each in measured)]

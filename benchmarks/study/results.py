@@ -82,6 +82,11 @@ class Results:
         """
         return [each for each in self.finished if (each.run.env, each.run.label) == (env, label)]
 
+    @property
+    def measured(self) -> list[Finished]:
+        """The finished runs with measurements of the instruments."""
+        return [each for each in self.finished if each.record.get("diagnostics")]
+
     def seeds(self, env: str, label: str) -> list[int]:
         """
         :param env: the task
