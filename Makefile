@@ -20,10 +20,9 @@ format:
 	ruff check --fix $(LINT_PATHS)
 	black $(LINT_PATHS)
 
-# The runs of a study that are not finished, and its report
+# The runs of a study that are not finished, and its report, in which a run that failed is named
 study:
-	python -m benchmarks.study run $(STUDY)
-	python -m benchmarks.study report $(STUDY)
+	python -m benchmarks.study run $(STUDY); finished=$$?; python -m benchmarks.study report $(STUDY) && exit $$finished
 
 # All reports anew, from the files in docs/results alone
 report:

@@ -9,6 +9,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+from study.arguments import resolve
 from study.records import Folders, describe_machine, to_json, write_atomically
 from study.study import Run, Study, load_study
 
@@ -54,7 +55,7 @@ def finish(study: Study, run: Run, folders: Folders, final: float, random: float
         evaluations.append(point)
     record = dict(
         run=run.specification(),
-        hyperparameters=dict(policy="MlpPolicy"),
+        **resolve(run),
         evaluations=evaluations,
         random_returns=[random] * episodes,
         seconds=7200.0,

@@ -1,6 +1,7 @@
 """The report of a study, from runs' files that are made up."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from study.report import write_report
 from study.results import collect
 from study.study import Study
 
-from tests.study_package import finish, make_study
+from tests.study_package import finish, make_study, write_study
 
 ROOT = Path(__file__).parent.parent
 TASKS = ["Pendulum-v1", "MountainCarContinuous-v0"]
@@ -193,6 +194,70 @@ def test_command_rebuilds_the_report_from_the_results_alone(tmp_path, folders, m
         main()
     pages = [str(folders.results / study.name / name) for name in ("report.md", "report.html")]
     assert capsys.readouterr().out.split() == pages
+
+
+def test_command_makes_the_other_reports_if_one_is_wrong(tmp_path, folders, monkeypatch, capsys):
+    study = make(tmp_path, folders)
+    (tmp_path / f"{study.name}.yml").rename(folders.study(study.name))
+    write_atomically(folders.study("broken"), "steps: [")
+    monkeypatch.setattr(sys, "argv", ["study", "report", "--results", str(folders.results)])
+    with pytest.raises(SystemExit, match=r"^error: .*broken.yml is not YAML"):
+        main()
+    assert str(folders.results / study.name / "report.html") in capsys.readouterr().out
+
+
+def test_command_keeps_the_study_file_of_other_results(tmp_path, folders, monkeypatch):
+    study = make(tmp_path, folders)
+    write_atomically(folders.study(study.name), "as it was")
+    changed = write_study(tmp_path, study.name, environments=TASKS, steps=1200)
+    monkeypatch.setattr(sys, "argv", ["study", "run", str(changed), "--results", str(folders.results)])
+    with pytest.raises(SystemExit, match=r"^error: .* is of another run than would be made now: steps was 600, and is 1200"):
+        main()
+    assert folders.study(study.name).read_text() == "as it was"
+
+
+def test_study_with_the_other_ending_is_reported_too(tmp_path, folders, monkeypatch, capsys):
+    study = make(tmp_path, folders)
+    path = (tmp_path / f"{study.name}.yml").rename(tmp_path / f"{study.name}.yaml")
+    arguments = ["--results", str(folders.results), "--work", str(folders.work)]
+    monkeypatch.setattr(sys, "argv", ["study", "run", str(path), *arguments])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    monkeypatch.setattr(sys, "argv", ["study", "report", *arguments[:2]])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert str(folders.results / study.name / "report.md") in capsys.readouterr().out
+
+
+def test_make_study_reports_on_runs_that_failed(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$3 $4"\ntest "$3" = report\n')
+    stub.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "-s", "study", "STUDY=any"]
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert made.stdout.split("\n")[:2] == ["run any", "report any"] and made.returncode != 0
+
+
+def test_runs_that_were_not_made_alike_are_named(tmp_path, folders):
+    study = make(tmp_path, folders)
+    assert "not made alike" not in pages(study, folders)[0]
+    path = folders.record(study.name, next(run for run in study.runs() if run.name == "Pendulum-v1_flowrl_seed1"))
+    record = json.loads(path.read_text())
+    record["defaults"]["tau"] = 0.5
+    write_atomically(path, json.dumps(record))
+    line = "- [Pendulum-v1_flowrl_seed1](runs/Pendulum-v1_flowrl_seed1.json), beside seed 0: tau was 0.95 and is 0.5"
+    assert line in pages(study, folders)[0]
+
+
+def test_mean_of_fewer_than_four_scores_is_not_passed_off_as_interquartile(tmp_path, folders):
+    missing = {f"{task}_{label}_seed2" for task in TASKS for label in ("flowrl", "sac", "td3")}
+    study = make(tmp_path, folders, without=missing)
+    assert "Of fewer than four scores" not in pages(study, folders)[0]
+    for label in ("flowrl", "sac", "td3"):
+        folders.record(study.name, next(r for r in study.runs() if r.name == f"Pendulum-v1_{label}_seed1")).unlink()
+        folders.record(study.name, next(r for r in study.runs() if r.name == f"{TASKS[1]}_{label}_seed1")).unlink()
+    assert "Of fewer than four scores, the IQM leaves none out: it is their mean." in pages(study, folders)[0]
 
 
 def test_command_says_what_is_wrong_in_a_line(tmp_path, monkeypatch):

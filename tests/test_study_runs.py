@@ -1,6 +1,7 @@
 """Runs of a study: what training and evaluation leave behind, and that neither a kill nor a failure loses anything."""
 
 import contextlib
+import inspect
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from rl_zoo3.utils import ALGOS as CLASSES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -17,7 +20,7 @@ from study import run as run_module
 from study import runner
 from study.records import Folders
 from study.run import execute
-from study.runner import Resources, run_study
+from study.runner import Resources, find_missing, run_study
 from study.study import Run, Study, StudyError
 
 from tests.study_package import finish, make_study
@@ -106,6 +109,8 @@ def test_record_says_how_the_run_was_made(tmp_path):
     assert record["run"]["seed"] == 0 and record["command"] == "typed" and record["threads"] == 1
     # rl_zoo3's for Pendulum-v1, and over them the study's
     assert record["hyperparameters"]["noise_type"] == "normal" and record["hyperparameters"]["train_freq"] == 8
+    # and under them the constructors'
+    assert record["defaults"]["tau"] == 0.005 and record["defaults"]["policy_kwargs.activation_fn"].endswith("ReLU'>")
     assert record["processor"] and len(record["commits"]) == 1 and record["versions"]["torch"] and record["finished"]
     assert record["seconds"] > 0 and record["cpu_seconds"] > 0
     assert all(point.keys() == {"step", "seconds", "deterministic"} for point in record["evaluations"])
@@ -139,15 +144,72 @@ def test_class_of_the_replay_buffer_is_named_by_its_path(tmp_path):
     run = make_run(tmp_path, "flowrl", hyperparameters=dict(replay_buffer_class="sb3_flowrl.RecencyReplayBuffer"))
     _, model, resolved = run_module.set_up(run, tmp_path / "run", "cpu")
     assert type(model.replay_buffer).__name__ == "RecencyReplayBuffer"
-    assert "RecencyReplayBuffer" in run_module._as_plain_data(resolved["replay_buffer_class"])
+    assert "RecencyReplayBuffer" in resolved["replay_buffer_class"].__name__
 
 
-def test_second_process_is_kept_out_of_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "LOCK_SECONDS", 0.1)
-    with run_module.only_process_in(tmp_path):
-        with pytest.raises(RuntimeError, match="Another process works on the run in"):
-            with run_module.only_process_in(tmp_path):
-                pass
+def test_run_of_another_process_is_left_to_it(tmp_path, folders, monkeypatch, capsys):
+    study = make_study(tmp_path, algorithms=dict(sac=None))
+    [run] = study.runs()
+    with FileLock(folders.scratch(study.name, run) / "lock"):
+        assert not run_study(study, folders, ONE_CORE)
+    printed = capsys.readouterr().out
+    assert "Pendulum-v1_sac_seed0 is left to another process" in printed and "0 failed, 1 left to other processes" in printed
+    assert not folders.failure(study.name, run).exists() and not folders.record(study.name, run).exists()
+
+
+def test_share_of_a_gpu_is_asked_of_ray_and_used(tmp_path, folders, monkeypatch):
+    asked: dict = {}
+
+    class Task:
+        def remote(self, study, run, folders, device, command):
+            asked["device"] = device
+            return run.name
+
+    def remote(**options):
+        asked.update(options)
+        return lambda function: Task()
+
+    monkeypatch.setattr(runner.ray, "init", lambda **kwargs: None)
+    monkeypatch.setattr(runner.ray, "remote", remote)
+    monkeypatch.setattr(runner.ray, "wait", lambda references, **kwargs: (references, []))
+    monkeypatch.setattr(runner.ray, "get", lambda reference: "")
+    assert run_study(make_study(tmp_path), folders, Resources(gpus_per_run=0.25))
+    assert (asked["num_gpus"], asked["device"]) == (0.25, "cuda")
+    assert run_study(make_study(tmp_path), folders, Resources())
+    assert (asked["num_gpus"], asked["device"]) == (0.0, "cpu")
+
+
+def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch):
+    study = make_study(tmp_path)
+    flowrl, sac = study.runs()
+    finish(study, flowrl, folders, final=1.0)
+    assert find_missing(study, folders) == [sac]
+    monkeypatch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], tau=0.005))
+    with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* tau was 0.95 and is 0.005"):
+        find_missing(study, folders)
+    including = make_study(tmp_path, "including", includes=[study.name])
+    assert find_missing(including, folders) == including.runs()  # so it makes one of its own
+
+
+def test_checkpoints_of_other_defaults_are_not_gone_on_from(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "td3")
+    with monkeypatch.context() as patch:
+        interrupt_at(450, patch)
+        with pytest.raises(Interrupted):
+            execute(run, tmp_path / "run")
+    monkeypatch.setattr(CLASSES["td3"].__init__, "__defaults__", changed_default(CLASSES["td3"], policy_delay=3))
+    record = execute(run, tmp_path / "run")
+    assert record["resumed_at"] == [] and record["defaults"]["policy_delay"] == 3
+
+
+def changed_default(algorithm: type, **changes) -> tuple:
+    """The defaults of a constructor, with one changed."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(algorithm).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return tuple({**defaults, **changes}.values())
 
 
 def test_failure_is_written_down_and_stops_no_other_run(tmp_path, folders, capsys):

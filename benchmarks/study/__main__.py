@@ -18,27 +18,34 @@ from .study import StudyError, find_study, load_study
 
 def run(args: argparse.Namespace) -> bool:
     """Do a study's runs; tell whether all are finished."""
-    from .runner import Resources, run_study
+    from .runner import Resources, find_missing, run_study
 
     path = find_study(args.study)
-    study = load_study(path)
-    write_atomically(args.results / study.name / path.name, path.read_text(encoding="utf-8"))
+    study, folders = load_study(path), Folders(args.results.resolve(), args.work.resolve())
+    find_missing(study, folders)  # which fails, with the old study file still there, if the results are another study's
+    write_atomically(folders.study(study.name), path.read_text(encoding="utf-8"))
     resources = Resources(args.address, args.cpus, args.cpus_per_run, args.gpus_per_run, args.retries)
-    return run_study(study, Folders(args.results.resolve(), args.work.resolve()), resources)
+    return run_study(study, folders, resources)
 
 
 def report(args: argparse.Namespace) -> bool:
     """Write the reports of studies from their runs' files and the study files beside them."""
     from .report import write_report
 
-    names = args.studies or sorted(path.name for path in args.results.glob("*") if (path / f"{path.name}.yml").is_file())
+    folders = Folders(args.results)
+    names = args.studies or sorted(path.name for path in args.results.glob("*") if folders.study(path.name).is_file())
     if not names:
         raise StudyError(f"There are no studies' results in {args.results}. Make some: python -m benchmarks.study run smoke")
+    problems = []
     for name in names:
-        own = args.results / name / f"{name}.yml"  # as it was when its runs were made
-        study = load_study(own if own.is_file() else find_study(name))
-        for page in write_report(study, Folders(args.results)):
-            print(page)
+        own = folders.study(name)  # as it was when its runs were made
+        try:
+            for page in write_report(load_study(own if own.is_file() else find_study(name)), folders):
+                print(page)
+        except StudyError as error:  # which is no reason to leave out the others
+            problems.append(str(error))
+    if problems:
+        raise StudyError("\n".join(problems))
     return True
 
 

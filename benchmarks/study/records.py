@@ -9,6 +9,7 @@ traceback of one that failed. Both are small, and kept in git. What is needed on
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,10 @@ class Folders:
     results: Path = RESULTS
     work: Path = WORK
 
+    def study(self, study: str) -> Path:
+        """The study file, as it was when its runs were made."""
+        return self.results / study / f"{study}.yml"
+
     def record(self, study: str, run: Run) -> Path:
         """The file of a finished run."""
         return self.results / study / "runs" / f"{run.name}.json"
@@ -52,36 +57,52 @@ class Folders:
         return self.work / study / run.name
 
 
-def find_record(study: Study, run: Run, folders: Folders) -> Path | None:
+def find_record(study: Study, run: Run, folders: Folders, arguments: Record | None = None) -> Path | None:
     """
     Find what is left of a run, in the study's own folder or in those of the studies that it includes.
 
     :param study: the study
     :param run: one of its runs
     :param folders: where files are
+    :param arguments: what the run would be made with now; None where no run will be put beside those that are found
     :return: the run's file, or None if it has not been finished
     :raises StudyError: if there is a file of the study's own, but of a run with other settings
     """
+
+    def compare(path: Path) -> list[str]:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        asked = [
+            f"{key} was {record['run'].get(key)!r}, and is {value!r} in the study"
+            for key, value in run.specification().items()
+            if record["run"].get(key) != value
+        ]
+        return asked or (differences(record, arguments) if arguments is not None else [])
+
     own = folders.record(study.name, run)
     if own.exists():
-        if differences := _compare(json.loads(own.read_text())["run"], run):
+        if found := compare(own):
             raise StudyError(
-                f"{own} is of another run than the study asks for: {'; '.join(differences)}. "
+                f"{own} is of another run than would be made now: {'; '.join(found)}. "
                 "Delete it to run it again, or give the study another name."
             )
         return own
-    for other in study.includes:
-        path = folders.record(other, run)
-        if path.exists() and not _compare(json.loads(path.read_text())["run"], run):
-            return path
-    return None
+    return next(
+        (path for other in study.includes if (path := folders.record(other, run)).exists() and not compare(path)), None
+    )
 
 
-def _compare(recorded: dict[str, Any], run: Run) -> list[str]:
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """
+    :param recorded: a run's record, or what ``arguments.py`` makes
+    :param now: the same of another run
+    :return: the arguments in which they differ, each with both values
+    """
     return [
-        f"{key} was {recorded.get(key)!r}, and is {asked!r} in the study"
-        for key, asked in run.specification().items()
-        if recorded.get(key) != asked
+        f"{name} was {before!r} and is {after!r}"
+        for part in ("hyperparameters", "defaults")
+        for name in sorted(recorded[part].keys() | now[part].keys())
+        if (before := recorded[part].get(name)) != (after := now[part].get(name))
+        and name != "n_timesteps"  # of rl_zoo3's files, over which the study's steps go
     ]
 
 

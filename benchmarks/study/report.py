@@ -6,15 +6,16 @@ someone has found in them goes into ``findings.md`` there, by hand, and is part 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .estimates import AGGREGATES, CONFIDENCE, REPLICATIONS, Block, Estimate, Statistics, compute, interval_of_mean
 from .figures import Figures
 from .page import to_html
-from .records import Folders, write_atomically
+from .records import Folders, differences, write_atomically
 from .results import Finished, Results, collect
 from .study import DETERMINISTIC_ALGOS, Study
 from .zoo_plots import learning_curves
@@ -103,7 +104,17 @@ class Report:
                 for name, traceback in self.results.failures.items()
             ]
             state += "\n\nFailed:\n\n" + "\n".join(failures)
+        if mixed := list(self._mixed()):
+            state += "\n\n**Averaged over runs that were not made alike:**\n\n" + "\n".join(mixed)
         return state
+
+    def _mixed(self) -> Iterable[str]:
+        """Runs that differ in more than the seed from the first of their task and algorithm."""
+        for env in self.study.environments:
+            for label in self.labels:
+                for each in (finished := self.results.of(env, label))[1:]:
+                    if found := differences(finished[0].record, each.record):
+                        yield f"- {self._link(each.run.name, each)}, beside seed {finished[0].run.seed}: {'; '.join(found)}"
 
     def _findings(self) -> str:
         path = self.folder / FINDINGS
@@ -170,6 +181,8 @@ class Report:
                 f"{', '.join(left_out)}."
             )
         smallest = min(len(seeds) for seeds in block.seeds.values())
+        if smallest * len(block.envs) < 4:
+            text += " Of fewer than four scores, the IQM leaves none out: it is their mean."
         if smallest == 1:
             text += " **One run of an algorithm is no sample: it has no interval, and nothing follows from its rank.**"
         elif smallest < 10:
@@ -179,7 +192,8 @@ class Report:
     def _task_by_task(self) -> Iterable[str]:
         yield (
             "Mean return of the last evaluation's episodes, deterministic; each number of a seed leads to its run's file. The "
-            "interval is the mean's, by bootstrap over the seeds. The ratio is to the best baseline's mean."
+            "interval is the mean's, by bootstrap over the seeds; of three seeds or two it is no more than their range. The "
+            "ratio is to the best baseline's mean."
         )
         yield _table(
             ["task", "algorithm", "mean", "interval", "score", "ratio", "seeds"],
@@ -187,8 +201,12 @@ class Report:
         )
         if self.results.scales:
             yield "Where the scale of the scores comes from:"
-            rows = [[env, _number(random), best, _number(mean)] for env, (random, mean, best) in self.results.scales.items()]
-            yield _table(["task", "random actions (score 0)", "best baseline", "its mean (score 1)"], rows)
+            rows = [
+                [env, _number(random), best, _number(mean), self._seeds(self.results.of(env, best))]
+                for env, (random, mean, best) in self.results.scales.items()
+            ]
+            yield _table(["task", "random actions (score 0)", "best baseline", "its mean (score 1)", "its seeds"], rows)
+            yield "Random actions were evaluated before each run of the task, of whatever algorithm; this is their mean."
         curves = learning_curves(self.results)
         comparisons = self.study.comparisons or {"": self.labels}
         for index, (title, labels) in enumerate(comparisons.items()):
@@ -199,7 +217,8 @@ class Report:
             path = self.figures.learning_curves(f"curves{index or ''}", self.results, curves, labels)
             yield self._image(f"Learning curves {title}".strip(), path)
         yield (
-            "Thick: mean over the seeds, and its standard error as rl_zoo3's plots compute it. Thin: the single runs. "
+            "Thick: mean over the seeds, and its standard error as rl_zoo3's plots compute it (the seeds' own standard "
+            "deviation over √n, for three seeds 0.82 of the estimate for all seeds). Thin: the single runs. "
             "Mean returns on the way (deterministic):"
         )
         yield self._way_table()
@@ -228,8 +247,7 @@ class Report:
             for label in self.labels:
                 if finished := self.results.of(env, label):
                     means = np.mean([each.returns().mean(axis=1) for each in finished], axis=0)
-                    seeds = ", ".join(self._link(str(each.run.seed), each) for each in finished)
-                    rows.append([env, label, *(_number(means[index]) for index in indices), seeds])
+                    rows.append([env, label, *(_number(means[index]) for index in indices), self._seeds(finished)])
         return _table(["task", "algorithm", *(f"{steps[index]:,}" for index in indices), "seeds"], rows)
 
     def _both_modes(self) -> Iterable[str]:
@@ -275,16 +293,20 @@ class Report:
         for env in self.study.environments:
             for label in self.labels:
                 if finished := self.results.of(env, label):
-                    entries = (
-                        f"{key}={value}"
-                        for key, value in finished[0].record["hyperparameters"].items()
-                        if key != "n_timesteps"
-                    )
-                    rows.append([env, label, f"`{', '.join(entries)}`"])
-        yield _table(["task", "algorithm", "hyperparameters"], rows)
+                    arguments = {
+                        key: value for key, value in finished[0].record["hyperparameters"].items() if key != "n_timesteps"
+                    }
+                    rows.append([env, label, _arguments(arguments), self._seeds(finished)])
+        yield _table(["task", "algorithm", "hyperparameters", "seeds"], rows)
+        yield "The constructors' defaults, over which these went:"
+        firsts = {each.run.label: each.record for each in reversed(self.results.finished)}
+        yield _table(
+            ["algorithm", "defaults"],
+            [[label, _arguments(firsts[label]["defaults"])] for label in self.labels if label in firsts],
+        )
         yield (
-            "Time of the runs, evaluations aside, on a machine that may do other things besides. Processor time leaves out "
-            "what others took; the updates a second are of processor time, environment included."
+            "Time of all finished runs, evaluations aside, on a machine that may do other things besides. Processor time "
+            "leaves out what others took; the updates a second are of processor time, environment included."
         )
         rows = []
         for label in self.labels:
@@ -317,6 +339,9 @@ class Report:
         """Indices of the evaluations that are nearest to the milestones."""
         return sorted({int(np.abs(steps - share * self.study.steps).argmin()) for share in MILESTONES})
 
+    def _seeds(self, finished: Iterable[Finished]) -> str:
+        return ", ".join(self._link(str(each.run.seed), each) for each in finished)
+
     def _link(self, text: str, finished: Finished) -> str:
         return f"[{text}]({Path(os.path.relpath(finished.path, self.folder)).as_posix()})"
 
@@ -326,6 +351,10 @@ class Report:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _arguments(arguments: Mapping[str, Any]) -> str:
+    return f"`{', '.join(f'{key}={value}' for key, value in arguments.items())}`"
 
 
 def _cell(estimate: Estimate, index: int, block: Block, *labels: str) -> str:

@@ -2,30 +2,27 @@
 One run of a study: trained by rl_zoo3's ExperimentManager, evaluated, and resumed where it was interrupted.
 """
 
-import argparse
 import contextlib
 import importlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch as th
-from filelock import FileLock, Timeout
-from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import get_class_by_name
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import zoo
 
+from .arguments import describe, resolve
 from .evaluation import Evaluate, Instruments, journal_of
+from .manager import Manager, make_manager
 from .records import Record, current_commit, describe_machine, write_atomically
 from .resuming import CheckpointAnyAlgorithm, resume
 from .study import Run
@@ -36,25 +33,6 @@ CHECKPOINT_EVERY = 5_000
 NOTE_EVERY = 2.0
 #: What is in a run's folder.
 CHECKPOINTS, PROGRESS, SPECIFICATION = "checkpoints", "progress.json", "run.json"
-#: How long a run waits for another process to leave its folder: one that has just been killed is gone by then.
-LOCK_SECONDS = 10.0
-
-
-class Manager(ExperimentManager):
-    """
-    rl_zoo3's manager; a model that was resumed goes on counting its steps, and an interrupted run isn't taken for finished.
-    """
-
-    def learn(self, model: BaseAlgorithm) -> None:
-        """
-        :param model: the model, new or resumed
-        """
-        assert model.env is not None
-        try:
-            remaining = self.n_timesteps - model.num_timesteps
-            model.learn(remaining, callback=self.callbacks, reset_num_timesteps=False)
-        finally:
-            model.env.close()
 
 
 def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> Record:
@@ -65,22 +43,21 @@ def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> 
     :param scratch: folder of this run alone, for its checkpoints; to be deleted when the run's record is safe
     :param device: torch's name of the device
     :param command: what the user typed, for the record
-    :return: the run's record: specification, evaluations, hyperparameters as resolved, versions, times
-    :raises RuntimeError: if another process works on the same run
+    :return: the run's record: specification, arguments down to the defaults, evaluations, versions, times
     """
     zoo.register()
     for package in run.gym_packages:
         importlib.import_module(package)
     scratch.mkdir(parents=True, exist_ok=True)
-    with only_process_in(scratch), open(scratch / "log.txt", "a") as log, contextlib.redirect_stdout(log):
-        discard_another_runs_checkpoints(run, scratch)
+    with open(scratch / "log.txt", "a") as log, contextlib.redirect_stdout(log):
+        discard_another_runs_checkpoints(run, scratch, resolve(run))
         th.set_num_threads(1)
         set_random_seed(run.seed)
         manager, model, hyperparameters = set_up(run, scratch, device)
         model = train(manager, model, run, scratch)
     return dict(
         run=run.specification(),
-        hyperparameters={key: _as_plain_data(value) for key, value in hyperparameters.items()},
+        **describe(run, hyperparameters),
         **{key: round(value, 1) if isinstance(value, float) else value for key, value in journal_of(model).items()},
         n_updates=model._n_updates,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -91,14 +68,15 @@ def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> 
     )
 
 
-def discard_another_runs_checkpoints(run: Run, scratch: Path) -> None:
+def discard_another_runs_checkpoints(run: Run, scratch: Path, arguments: Record) -> None:
     """
-    Begin anew if what is left was made before the study file was changed.
+    Begin anew if what is left was made before the study file, rl_zoo3's files or a default were changed.
 
     :param run: what to do
     :param scratch: the run's folder
+    :param arguments: what the run's model is made with
     """
-    note, specification = scratch / SPECIFICATION, run.specification()
+    note, specification = scratch / SPECIFICATION, dict(run=run.specification(), **arguments)
     if note.exists() and json.loads(note.read_text()) != specification:
         shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
     write_atomically(note, json.dumps(specification))
@@ -114,22 +92,7 @@ def set_up(run: Run, scratch: Path, device: str) -> tuple[Manager, OffPolicyAlgo
     :return: the manager, the fresh model, and the hyperparameters before they were made into objects
     """
     shutil.rmtree(scratch / "zoo", ignore_errors=True)  # what an interrupted run logged
-    hyperparameters = dict(run.hyperparameters)
-    if isinstance(buffer_class := hyperparameters.get("replay_buffer_class"), str):
-        hyperparameters["replay_buffer_class"] = get_class_by_name(buffer_class)  # rl_zoo3 knows but its own by name
-    manager = Manager(
-        argparse.Namespace(),
-        run.algo,
-        run.env,
-        log_folder=str(scratch / "zoo"),
-        n_timesteps=run.steps,
-        eval_freq=-1,  # as rl_zoo3's evaluations draw from the random numbers of training
-        n_eval_envs=run.evaluation.episodes,
-        hyperparams=hyperparameters,
-        seed=run.seed,
-        verbose=0,
-        device=device,
-    )
+    manager = make_manager(run, scratch, device)
     experiment = manager.setup_experiment()
     assert experiment is not None  # it is only where hyperparameters are optimised
     model, resolved = experiment
@@ -194,23 +157,3 @@ def note_progress(scratch: Path) -> Callable[[int], None]:
             due = time.monotonic() + NOTE_EVERY
 
     return tell
-
-
-@contextlib.contextmanager
-def only_process_in(folder: Path) -> Iterator[None]:
-    """
-    Keep other processes out of a folder.
-
-    :param folder: a run's folder
-    :raises RuntimeError: if another process is in it, and stays there
-    """
-    try:
-        lock = FileLock(folder / "lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise RuntimeError(f"Another process works on the run in {folder}. Wait for it, or end it.") from None
-    with lock:
-        yield
-
-
-def _as_plain_data(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

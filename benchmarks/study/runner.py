@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
+from .arguments import resolve
 from .progress import Progress
 from .records import Folders, find_record, to_json, write_atomically
 from .run import PROGRESS, execute
@@ -33,6 +36,10 @@ except ImportError as error:
 LOOK_EVERY = 1.0
 #: Seconds without a note of its progress after which a run doesn't count as running: it was interrupted, or is stopped.
 SILENT_AFTER = 120.0
+#: How long a run waits for another process to leave its folder: one that has just been killed is gone by then.
+LOCK_SECONDS = 10.0
+#: The outcome of a run that another process works on.
+ELSEWHERE = "elsewhere"
 #: Enough for what is exchanged here, which is next to nothing.
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -56,6 +63,16 @@ class Resources:
     retries: int = 3
 
 
+def find_missing(study: Study, folders: Folders) -> list[Run]:
+    """
+    :param study: the study
+    :param folders: where files are
+    :return: the runs that are not finished
+    :raises StudyError: if there are results of other runs in the place of the study's, or of the same with other defaults
+    """
+    return [run for run in study.runs() if find_record(study, run, folders, resolve(run)) is None]
+
+
 def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
     """
     Do all runs of a study that are not finished.
@@ -66,10 +83,10 @@ def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
     :return: whether all runs are finished now
     :raises StudyError: if there are results of other runs in the place of the study's, or the cluster can't be reached
     """
-    runs = study.runs()
-    missing = [run for run in runs if find_record(study, run, folders) is None]
-    n_done = len(runs) - len(missing)
-    print(f"{study.name}: {len(runs)} runs, of which {n_done} are finished already")
+    missing = find_missing(study, folders)
+    n_runs = len(study.runs())
+    n_done = n_runs - len(missing)
+    print(f"{study.name}: {n_runs} runs, of which {n_done} are finished already")
     if not missing:
         return True
     _start_ray(resources)
@@ -110,13 +127,17 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
     device = "cuda" if resources.gpus_per_run > 0 else "cpu"
     command = " ".join(["python -m benchmarks.study", *sys.argv[1:]])
     pending = {task.remote(study.name, run, folders, device, command): run for run in missing}
-    n_failed = 0
+    n_failed = n_elsewhere = 0
     with Progress(study.name, study.steps) as progress:
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_EVERY)
             for reference in ready:
                 run = pending.pop(reference)
-                if problem := _outcome(reference, study, run, folders):
+                problem = _outcome(reference, study, run, folders)
+                if problem == ELSEWHERE:
+                    n_elsewhere += 1
+                    progress.say(f"{run.name} is left to another process, which works on it")
+                elif problem:
                     n_failed += 1
                     progress.say(f"{run.name} failed: {problem}. See {folders.failure(study.name, run)}")
                 else:
@@ -126,8 +147,9 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
             steps = {name: note.step for name, note in notes.items() if note is not None}
             running = [name for name, note in notes.items() if note is not None and note.is_fresh]
             progress.show(n_done, n_failed, len(pending), steps, running)
-    print(f"{study.name}: {n_done} runs finished, {n_failed} failed")
-    return n_failed == 0
+    elsewhere = f", {n_elsewhere} left to other processes" if n_elsewhere else ""
+    print(f"{study.name}: {n_done} runs finished, {n_failed} failed{elsewhere}")
+    return n_failed == n_elsewhere == 0
 
 
 def do_run(study: str, run: Run, folders: Folders, device: str, command: str) -> str:
@@ -139,12 +161,20 @@ def do_run(study: str, run: Run, folders: Folders, device: str, command: str) ->
     :param folders: where files are
     :param device: torch's name of the device
     :param command: what the user typed, for the record
-    :return: what went wrong in a few words, or "" if nothing did
+    :return: what went wrong in a few words, ``ELSEWHERE`` if another process is at it, or "" if the run is finished
     """
-    record, failure = folders.record(study, run), folders.failure(study, run)
-    if record.exists():  # the worker died after it had written it
-        return ""
     scratch = folders.scratch(study, run)
+    try:
+        with FileLock(scratch / "lock", timeout=LOCK_SECONDS):
+            return _do_run_alone(study, run, folders, device, command)
+    except Timeout:
+        return ELSEWHERE
+
+
+def _do_run_alone(study: str, run: Run, folders: Folders, device: str, command: str) -> str:
+    record, failure, scratch = (where(study, run) for where in (folders.record, folders.failure, folders.scratch))
+    if record.exists():  # the worker died after it had written it, or another process was faster
+        return ""
     try:
         write_atomically(record, to_json(execute(run, scratch, device, command)))
     except Exception as error:

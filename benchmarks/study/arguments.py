@@ -1,0 +1,79 @@
+"""
+What a run's model is made with, down to the defaults of the constructors, so that a changed default is noticed.
+"""
+
+import contextlib
+import inspect
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rl_zoo3.utils import ALGOS
+
+from .manager import make_manager
+from .records import Record
+from .study import Run
+
+#: Arguments that have no influence on what is learned, or are in the run's specification.
+WITHOUT_INFLUENCE = ("seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
+
+
+def constructor_defaults(algo: str, policy: str) -> Record:
+    """
+    :param algo: rl_zoo3's name of an algorithm
+    :param policy: the name of one of its policies
+    :return: the defaults of the algorithm's arguments, and, as ``policy_kwargs.<name>``, of the policy's, as plain data
+    """
+    defaults = _defaults(ALGOS[algo])
+    policy_class = ALGOS[algo].policy_aliases.get(policy)
+    if policy_class is not None:
+        defaults |= {f"policy_kwargs.{name}": value for name, value in _defaults(policy_class).items()}
+    return as_plain_data(defaults)
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Of a constructor's own arguments and, where it hands others on, of those of the classes that it is derived from."""
+    defaults: dict[str, Any] = {}
+    for ancestor in cls.__mro__:
+        if "__init__" not in vars(ancestor):
+            continue
+        parameters = inspect.signature(ancestor.__init__).parameters.values()  # type: ignore[misc]
+        own = {each.name: each.default for each in parameters if each.default is not each.empty}
+        defaults = own | defaults
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            break
+    return {name: value for name, value in defaults.items() if name not in WITHOUT_INFLUENCE}
+
+
+def resolve(run: Run) -> Record:
+    """
+    What a run would be made with now.
+
+    :param run: the run
+    :return: ``hyperparameters``, rl_zoo3's files' with the study's over them, and ``defaults``, the constructors'
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, hyperparameters = make_manager(run).read_hyperparameters()
+    return describe(run, hyperparameters)
+
+
+def describe(run: Run, hyperparameters: Mapping[str, Any]) -> Record:
+    """
+    :param run: the run
+    :param hyperparameters: as rl_zoo3 resolved them
+    :return: them and the constructors' defaults, as plain data
+    """
+    return dict(
+        hyperparameters=as_plain_data(hyperparameters),
+        defaults=constructor_defaults(run.algo, str(hyperparameters["policy"])),
+    )
+
+
+def as_plain_data(values: Mapping[str, Any]) -> Record:
+    """
+    :param values: any
+    :return: them as JSON knows them; what it doesn't know, as text
+    """
+    return {
+        name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value) for name, value in values.items()
+    }
