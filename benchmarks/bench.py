@@ -73,14 +73,14 @@ class Architecture:
     :param width: width of every hidden layer
     :param actor_layers: hidden layers of FlowRL's actor
     :param critic_layers: hidden layers of FlowRL's critics and V
-    :param peer_layers: hidden layers of the peers' networks
+    :param peer_layers: hidden layers of the peers' actors and of their critics
     :param reference: whether FlowRL gets the authors' arguments and layout, instead of its defaults
     """
 
     width: int
     actor_layers: int
     critic_layers: int
-    peer_layers: int
+    peer_layers: tuple[int, int]
     reference: bool
 
     def flowrl_arguments(self) -> dict[str, Any]:
@@ -96,12 +96,14 @@ class Architecture:
 
     def peer_arguments(self) -> dict[str, Any]:
         """:return: keyword arguments of the peers"""
-        return dict(policy_kwargs=dict(net_arch=[self.width] * self.peer_layers))
+        actor_layers, critic_layers = self.peer_layers
+        return dict(policy_kwargs=dict(net_arch=dict(pi=[self.width] * actor_layers, qf=[self.width] * critic_layers)))
 
 
 ARCHITECTURES = {
-    "paper": Architecture(512, actor_layers=2, critic_layers=4, peer_layers=3, reference=True),
-    "256x2": Architecture(256, actor_layers=2, critic_layers=2, peer_layers=2, reference=False),
+    "paper": Architecture(512, actor_layers=2, critic_layers=4, peer_layers=(3, 3), reference=True),
+    "256x2": Architecture(256, actor_layers=2, critic_layers=2, peer_layers=(2, 2), reference=False),
+    "defaults": Architecture(512, actor_layers=2, critic_layers=3, peer_layers=(2, 3), reference=False),
 }
 
 

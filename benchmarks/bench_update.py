@@ -5,8 +5,9 @@ transcription of FlowRL's equations; and how far FlowRL is from what the process
     python benchmarks/bench_update.py
 
 A unit is one call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on a full replay buffer of float32
-observations. Two architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have
-three hidden layers of 512), "256x2" is ``net_arch=[256, 256]`` for all, and otherwise everybody's defaults.
+observations. Three architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have
+three hidden layers of 512), "256x2" is ``net_arch=[256, 256]`` for all, and otherwise everybody's defaults, and "defaults" is
+for all the ``net_arch`` that FlowRL has by default: two hidden layers of 512 in the actor, three in the critics.
 
 The roofline is measured in turns with the contenders. It adds the time of the update's matrix products (counted by torch's
 FlopCounterMode on the eager update) at the rate of one product of batch x width x width, and the time of the bytes that Adam
@@ -306,7 +307,7 @@ def main() -> None:
     parser = make_parser(__file__, __doc__)
     add_timing_options(parser, rounds=7, seconds=2.0)
     add_contender_option(parser, [*SETTINGS, *PEERS, *TRANSCRIPTIONS])
-    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["paper", "256x2"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--width", type=int, help="width of the hidden layers, in the place of the architecture's own")
     parser.add_argument("--obs-dim", type=int, default=17)

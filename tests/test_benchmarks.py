@@ -51,6 +51,7 @@ def run_benchmark(folder: Path, script: str, *arguments: str) -> tuple[str, dict
         ("bench_predict.py", ["FlowRL, deterministic", "FlowRL, stochastic", "SAC, stochastic", "FlowRL ONNX, deterministic"]),
         ("bench_scaling.py", ["width", "n_envs", "FlowRL float32", "SAC"]),
         ("bench_memory.py", ["FlowRL float32"]),
+        ("bench_profile.py", ["matrix products", "other kernels", "Adam", "Polyak averaging", "sampling"]),
     ],
 )
 def test_benchmark_prints_its_tables_and_keeps_its_numbers(script, rows, tmp_path):
@@ -61,6 +62,9 @@ def test_benchmark_prints_its_tables_and_keeps_its_numbers(script, rows, tmp_pat
     assert kept["processor"]["name"] and kept["commit"] and kept["date"] and script in kept["command"]
     measured = numbers({name: kept[name] for name in ("results", "milliseconds") if name in kept})
     assert len(measured) >= 4 and all(math.isfinite(number) for number in measured)
+    if script == "bench_profile.py":
+        rounds = kept["results"]["FlowRL float32, 256x2"]["rows"]
+        assert all(min(rounds[row]) > 0 for row in rows) and max(rounds["generated kernels"]) == 0
     if script == "bench_scaling.py":
         assert (tmp_path / "new" / "results.png").stat().st_size > 10_000
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_flowrl import FlowRL, flowrl, update
 from sb3_flowrl.compilation import MaybeCompiled
-from tests.golden import GoldenRun, golden_sets, load_golden_set
+from tests.golden import GoldenRun, authors_names, golden_sets, load_golden_set
 from tests.test_flowrl import assert_same, batch_of, make_model, moments, parameters, trained_model
-from tests.test_parity import check_gradients, check_parameters
+from tests.test_parity import LOSS_OF_NETWORK, LOSSES, check_gradients, check_parameters
 
 th_compile = th.compile
 
@@ -109,36 +110,65 @@ def test_features_extractors_learn_compiled_as_eagerly(share_features_extractor,
         assert not th.equal(value, before[name]), name
 
 
+def check_compiled_parity(path: Path, per_sample: bool, **options) -> None:
+    """What ``test_parity.py`` does with the eager update."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # as where it could not be compiled
+        data, prefix = load_golden_set(path), "ps/" if per_sample else ""
+        run = GoldenRun(data, per_sample, compile=True, **options).run(patch)
+    check_gradients(run, LOSS_OF_NETWORK)
+    check_parameters(run, f"{prefix}after4/")
+    for half in (run.model._compilable_value_gradients, run.model._compilable_actor_gradients):
+        assert half._compiled is not None and half._compiled is not half.function
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
+@pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
+def test_golden_parity_holds_traced(path, per_sample, traced):
+    """Through the graph that is compiled."""
+    check_compiled_parity(path, per_sample)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float32_fast"])
-def test_golden_parity_holds_compiled(precision, monkeypatch):
-    """Through the code that a compiler made; ``test_parity.py`` does the same eagerly."""
-    if rounds_factors(precision):
+@pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
+@pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
+def test_golden_parity_holds_compiled(path, per_sample, precision):
+    """Through the code that a compiler made of it."""
+    if precision != "float32" and rounds_factors(precision):
         pytest.skip("on this processor float32_fast rounds to bfloat16")
-    data = load_golden_set(golden_sets()[0])
-    options = dict(compile=True, precision=precision)
-    run = GoldenRun(data, False, **options).run(monkeypatch)
-    check_gradients(run, ["critic", "behavior_critic", "behavior_value", "actor"])
-    check_parameters(run, "after4/")
-    assert run.model._compilable_actor_gradients._compiled is not update.actor_gradients
+    check_compiled_parity(path, per_sample, precision=precision)
 
 
+#: What the README states of the precisions that round.
+LOSSES_WITHIN, PARAMETERS_WITHIN, GRADIENT_COSINE = 0.025, 1.2e-3, 0.9995
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
 @pytest.mark.parametrize("precision", ["float32_fast", "bfloat16"])
-def test_golden_parity_of_the_other_precisions(precision, monkeypatch):
-    """What the README states. Adam's first steps are all of one size, so that parameters say little about bfloat16."""
-    is_exact = not rounds_factors(precision)
-    for path in golden_sets():
-        data = load_golden_set(path)
-        run = GoldenRun(data, False, precision=precision).run(monkeypatch)
-        if is_exact:
-            check_parameters(run, "after4/")
-        for index, seen in enumerate(run.seen):
-            for name in ("critic_loss", "critic_buffer_loss", "v_loss", "policy_loss"):
-                if name in seen:
-                    expected = data[f"u{index}/{name}"]
-                    np.testing.assert_allclose(
-                        seen[name], expected, rtol=1e-5 if is_exact else 0.03, err_msg=f"u{index}/{name}"
-                    )
+@pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
+def test_golden_parity_of_the_other_precisions(path, precision, per_sample, monkeypatch):
+    data = load_golden_set(path)
+    run = GoldenRun(data, per_sample, precision=precision).run(monkeypatch)
+    if not rounds_factors(precision):
+        check_parameters(run, f"{'ps/' if per_sample else ''}after4/")
+        return
+
+    def authors(key: str) -> np.ndarray:  # what does not depend on the weights is not repeated under ps/
+        return data[f"ps/{key}" if per_sample and f"ps/{key}" in data else key]
+
+    for index, seen in enumerate(run.seen):
+        for name in LOSSES & seen.keys():
+            expected = authors(f"u{index}/{name}")
+            np.testing.assert_allclose(seen[name], expected, rtol=LOSSES_WITHIN, err_msg=f"u{index}/{name}")
+    for name, values in run.parameters().items():
+        np.testing.assert_allclose(values, authors(f"after4/{name}"), rtol=0, atol=PARAMETERS_WITHIN, err_msg=name)
+    for network, loss in LOSS_OF_NETWORK.items():
+        names = authors_names(network)
+        ours = np.concatenate([run.seen[0][f"grad/{name}"].ravel() for name in names])
+        theirs = np.concatenate([authors(f"u0/grad/{loss}/{name}").ravel() for name in names])
+        cosine = ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+        assert cosine >= GRADIENT_COSINE, network
 
 
 def test_bfloat16_compiled_stays_near_float32(traced):

@@ -1,6 +1,7 @@
 """Study files: what they mean, and what is said of those that can't be run."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from study.cost import estimate_cost, measured_rates
+from study.cost import describe_cost, estimate_cost
 from study.records import Folders, find_record, to_json, write_atomically
 from study.study import STUDIES, StudyError, find_study, load_study
 
@@ -124,18 +125,25 @@ def test_cost_is_updates_by_measured_rate(tmp_path):
     study = make_study(tmp_path, steps=7200, evaluation=dict(every=3600, episodes=1), seeds=[0, 1])
     text = estimate_cost(study, dict(flowrl=1.0, sac=4.0), "made up")
     assert "| flowrl | 2 | 14,400 | 1.0 | 4 |" in text and "| sac | 2 | 14,400 | 4.0 | 1 |" in text
-    assert "| all | 4 | | | 5 " in text and "unmeasured" in text
+    assert "| all | 4 | | | 5 " in text and "Rates: made up." in text
     with pytest.raises(StudyError, match="no rate of 'sac'"):
         estimate_cost(study, dict(flowrl=1.0), "made up")
 
 
 def test_cost_takes_the_rates_of_the_speed_benchmark():
-    rates = measured_rates()
-    assert rates.keys() >= {"flowrl", "sac", "td3", "tqc"} and all(rate > 0 for rate in rates.values())
+    page = describe_cost(load_study(find_study("paper")), {})
+    hours = [float(number.replace(",", "")) for number in re.findall(r"\| flowrl \| 115 \| .* \| ([\d,]+) \|", page)]
+    small, large = hours  # of HalfCheetah's dimensions, and of the dog's
+    assert 500 < small < large < 10_000
+    assert (
+        "observations 17, actions 6" in page
+        and "observations 223, actions 38" in page
+        and "Nobody has measured FlowRL's" in page
+    )
+    assert page.strip() == (STUDIES.parents[2] / "docs" / "results" / "paper" / "cost.md").read_text().strip()
 
 
 def test_record_is_json_with_a_line_for_each_evaluation():
-
     record = dict(a=1, evaluations=[dict(step=1, returns=[1.5]), dict(step=2, returns=[2.5])], b=dict(c=None), d=[])
     assert json.loads(to_json(record)) == record
     assert len(to_json(record).splitlines()) == 9

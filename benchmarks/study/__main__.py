@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .records import RESULTS, ROOT, WORK, Folders, write_atomically
+from .records import RESULTS, WORK, Folders, write_atomically
 from .study import StudyError, find_study, load_study
 
 
@@ -51,13 +51,9 @@ def report(args: argparse.Namespace) -> bool:
 
 def cost(args: argparse.Namespace) -> bool:
     """Print what a study takes."""
-    from .cost import MEASURED, estimate_cost, measured_rates
+    from .cost import describe_cost
 
-    rates, origin = dict(args.rate), "as given"
-    if not rates:
-        source = f"medians of {MEASURED.relative_to(ROOT)}, networks 512 wide, one thread (the peers' actors of a layer more)"
-        rates, origin = measured_rates(), source
-    print(estimate_cost(load_study(find_study(args.study)), rates, origin))
+    print(describe_cost(load_study(find_study(args.study)), dict(args.rate)))
     return True
 
 

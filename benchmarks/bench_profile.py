@@ -1,0 +1,167 @@
+"""
+Where the time of a FlowRL update goes: PyTorch's profiler over many calls ``train(gradient_steps=1, batch_size=256)``.
+
+    python benchmarks/bench_profile.py
+
+The networks are those of ``bench_update.py``, observations 17, actions 6, one thread. Generated kernels are profiled one by
+one, which costs some percent; the time of an update without the profiler stands beside. What a row holds:
+
+- matrix products: those of the networks and their gradients;
+- generated kernels: LayerNorms, activations, losses, their gradients, and casts, where the update is compiled;
+- other kernels: PyTorch's own, which are those and copies;
+- Adam and Polyak averaging: all that runs inside their calls, Python included;
+- sampling: all inside ``replay_buffer.sample``;
+- guards: ``torch.compile``'s checks that the compiled code still fits;
+- calls: C++ that calls the kernels, and allocates for them;
+- Python: what is left of the time on the wall.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from bench import (
+    ARCHITECTURES,
+    SETTINGS,
+    UPDATE_CYCLE,
+    Architecture,
+    IdleEnv,
+    Record,
+    add_contender_option,
+    fill_replay_buffer,
+    in_fresh_process,
+    make_model,
+    make_parser,
+    parse,
+    print_table,
+    updates,
+)
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from sb3_flowrl import update
+
+#: Calls that are rows of their own, with all that runs inside them, by the name of their range.
+RANGES = {"sample": "sampling", "polyak_average": "Polyak averaging", "Optimizer.step": "Adam"}
+ROWS = [
+    "matrix products",
+    "generated kernels",
+    "other kernels",
+    "Adam",
+    "Polyak averaging",
+    "sampling",
+    "guards",
+    "calls",
+    "Python",
+]
+
+
+def in_range(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    :param name: of the range in the profile
+    :param function: any
+    :return: the same, marked in the profile
+    """
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return function(*args, **kwargs)
+
+    return marked
+
+
+def row_of(event: Any) -> str:
+    """
+    :param event: of the profile
+    :return: the row to which its own time belongs
+    """
+    ancestor = event
+    while ancestor is not None:
+        for name, row in RANGES.items():
+            if ancestor.name.startswith(name):
+                return row
+        ancestor = ancestor.cpu_parent
+    if event.name.removesuffix("_out").endswith("mm"):
+        return "matrix products"
+    if event.name.startswith("graph_"):
+        return "generated kernels"
+    if event.name.startswith("TorchDynamo"):
+        return "guards"
+    if event.name.startswith("## Call CompiledFxGraph"):
+        return "calls"
+    return "other kernels" if event.name.startswith("aten::") else "Python"
+
+
+def measure(name: str, architecture: Architecture, args: Namespace) -> dict[str, Any]:
+    """
+    :param name: one of FlowRL's settings
+    :param architecture: its networks
+    :param args: the script's options
+    :return: milliseconds of an update in each round, without the profiler, and by rows with it
+    """
+    import torch._inductor.config as inductor
+
+    inductor.cpp.enable_kernel_profile = True
+    model: Any = make_model(name, IdleEnv(17, 6), architecture, buffer_size=args.buffer_size)
+    fill_replay_buffer(model.replay_buffer)
+    model.replay_buffer.sample = in_range("sample", model.replay_buffer.sample)
+    update.polyak_average = in_range("polyak_average", update.polyak_average)
+    work = updates(model, args.batch_size)
+    work(2 * UPDATE_CYCLE)  # compiles, allocates, and is not counted
+    plain, rows = [], []
+    for _ in range(args.rounds):
+        plain.append(_milliseconds(work, args.updates))
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            wall = _milliseconds(work, args.updates)
+        found = dict.fromkeys(ROWS, 0.0)
+        for event in profiler.events():
+            found[row_of(event)] += event.self_cpu_time_total / 1e3 / args.updates
+        found["Python"] = wall - sum(time for row, time in found.items() if row != "Python")
+        rows.append(found)
+    return dict(milliseconds=plain, rows={row: [found[row] for found in rows] for row in ROWS})
+
+
+def _milliseconds(work: Callable[[int], object], n_updates: int) -> float:
+    start = time.perf_counter()
+    work(n_updates)
+    return 1e3 * (time.perf_counter() - start) / n_updates
+
+
+def main() -> None:
+    parser = make_parser(__file__, __doc__)
+    add_contender_option(parser, SETTINGS)
+    parser.set_defaults(contenders=["FlowRL bfloat16 compiled", "FlowRL float32 compiled"])
+    parser.add_argument("--rounds", type=int, default=5, help="profiles of each contender")
+    parser.add_argument("--updates", type=int, default=60, help="updates in each profile, a multiple of the policy delay")
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["paper", "256x2"])
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--buffer-size", type=int, default=100_000)
+    args = parse(
+        parser, rounds=2, updates=2, contenders=["FlowRL float32"], architectures=["256x2"], batch_size=16, buffer_size=1_000
+    )
+    record = Record(args)
+    results = {}
+    for architecture in args.architectures:
+        for name in args.contenders:
+            results[f"{name}, {architecture}"] = in_fresh_process(measure, name, ARCHITECTURES[architecture], args)
+    print_profiles(results)
+    record.write(results=results)
+
+
+def print_profiles(results: dict[str, dict[str, Any]]) -> None:
+    """
+    :param results: what ``measure`` returned, by setting and networks
+    """
+    rows = [[row, *(f"{np.median(result['rows'][row]):.2f}" for result in results.values())] for row in ROWS]
+    totals = {
+        "all, profiled": [np.sum(list(result["rows"].values()), axis=0) for result in results.values()],
+        "all, without the profiler": [result["milliseconds"] for result in results.values()],
+    }
+    for title, of_each in totals.items():
+        rows.append([title, *(f"{np.median(total):.2f} ({min(total):.2f} – {max(total):.2f})" for total in of_each)])
+    print_table("Milliseconds of an update, medians:", ["", *results], rows)
+
+
+if __name__ == "__main__":
+    main()
