@@ -19,8 +19,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import checks, run_state, safe, update
-from sb3_flowrl.arguments import ALGORITHM_CHECKS, check_arguments, check_combination, check_discount, check_env
+from sb3_flowrl import checks, losses, run_state, safe, update
+from sb3_flowrl.arguments import (
+    ALGORITHM_CHECKS,
+    check_arguments,
+    check_combination,
+    check_discount,
+    check_env,
+    initial_spread_coef,
+)
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
 from sb3_flowrl.compilation import MaybeCompiled
@@ -96,6 +103,11 @@ class FlowRL(OffPolicyAlgorithm):
         squashed, onto the stored action itself, as the authors' code does; "pre_squash" onto atanh of the action (clipped to
         ±0.999), so that a perfect match plays the stored action
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
+    :param spread_coef: α, the coefficient of the spread of the policy's actions in one state, see ``losses.log_spread``: it
+        keeps the flow from collapsing to a point, after which nothing new is tried. "auto" learns it, as SAC its ``ent_coef``,
+        so that the spread stays at ``target_spread``; "auto_0.1" begins with 0.1 instead of 1; 0 leaves it out, as the paper
+        does
+    :param target_spread: the spread to keep with ``spread_coef="auto"``, as the standard deviation of a Gaussian in [-1, 1]
     :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
         TF32 on CUDA, see ``update.matmul_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
         optimiser state and losses stay in float32
@@ -124,7 +136,7 @@ class FlowRL(OffPolicyAlgorithm):
     policy: FlowActorCriticPolicy
     actor: FlowActor
     critic: FlowCritic
-    critic_target: FlowCritic
+    critic_target: FlowCritic | None
     behavior_critic: FlowCritic
     behavior_critic_target: FlowCritic
     behavior_value: FlowValue
@@ -155,6 +167,8 @@ class FlowRL(OffPolicyAlgorithm):
         per_sample: bool = True,
         matching: str = "action",
         noise_clip: float | None = 1.0,
+        spread_coef: float | str = 0.0,
+        target_spread: float = 0.16,
         precision: str = "float32",
         compile: bool | str = "auto",
         float64_observations: bool = False,
@@ -175,6 +189,8 @@ class FlowRL(OffPolicyAlgorithm):
         self.per_sample = per_sample
         self.matching = matching
         self.noise_clip = noise_clip
+        self.spread_coef = spread_coef
+        self.target_spread = target_spread
         self.precision = precision
         self.compile = compile
         self.float64_observations = float64_observations
@@ -241,6 +257,7 @@ class FlowRL(OffPolicyAlgorithm):
         check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
+        self._setup_spread_coef()
         self._cuda_graphs = self.device.type == "cuda"
         self._compilable_value_gradients = MaybeCompiled(update.value_gradients, self._cuda_graphs)
         self._compilable_actor_gradients = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
@@ -249,6 +266,18 @@ class FlowRL(OffPolicyAlgorithm):
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
             for online, target in self._target_pairs()
         ]
+
+    def _setup_spread_coef(self) -> None:
+        self.log_spread_coef: th.Tensor | None = None
+        self.spread_coef_optimizer: th.optim.Optimizer | None = None
+        if not self.spread_coef:
+            return
+        is_learned = isinstance(self.spread_coef, str)
+        initial = initial_spread_coef(self.spread_coef) if isinstance(self.spread_coef, str) else self.spread_coef
+        # The logarithm, so that it stays above 0
+        self.log_spread_coef = th.full((1,), initial, device=self.device).log().requires_grad_(is_learned)
+        if is_learned:
+            self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
     def _flow_kwargs(self) -> dict[str, Any]:
         return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
@@ -262,7 +291,8 @@ class FlowRL(OffPolicyAlgorithm):
         self.behavior_value = self.policy.behavior_value
 
     def _target_pairs(self) -> list[tuple[FlowCritic, FlowCritic]]:
-        return [(self.critic, self.critic_target), (self.behavior_critic, self.behavior_critic_target)]
+        pairs = [(self.behavior_critic, self.behavior_critic_target)]
+        return pairs if self.critic_target is None else [(self.critic, self.critic_target), *pairs]
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """
@@ -276,7 +306,8 @@ class FlowRL(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # Update learning rate according to lr schedule
         value_optimizers = [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
-        self._update_learning_rate([self.actor.optimizer, *value_optimizers])
+        spread_optimizers = [] if self.spread_coef_optimizer is None else [self.spread_coef_optimizer]
+        self._update_learning_rate([self.actor.optimizer, *value_optimizers, *spread_optimizers])
         checks.check_learning_rate(self.actor.optimizer.param_groups[0]["lr"], self._current_progress_remaining)
 
         value_logs: list[th.Tensor] = []
@@ -302,11 +333,20 @@ class FlowRL(OffPolicyAlgorithm):
                     leaves, found = self._actor_gradients(batch, noise, features, q_behavior)
                     actor_logs.append(found.logs.clone())
                     has_diverged = step([self.actor.optimizer], leaves, found, has_diverged)
+                    has_diverged = self._step_spread_coef(found, has_diverged)
                     self._update_targets(self.tau * (1.0 - has_diverged))
 
                 self._n_updates += 1
 
         self._record(value_logs, actor_logs, n_updates_before)
+
+    def _step_spread_coef(self, found: update.Gradients, has_diverged: th.Tensor) -> th.Tensor:
+        """Dual ascent on the constraint that the policy's actions keep their spread, where its coefficient is learned."""
+        if self.spread_coef_optimizer is None:
+            return has_diverged
+        assert self.log_spread_coef is not None  # for mypy
+        gradient = losses.spread_coef_gradient(found.logs[-1], self.target_spread).reshape(1)
+        return step([self.spread_coef_optimizer], [self.log_spread_coef], found._replace(gradients=(gradient,)), has_diverged)
 
     def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[Batch]:
         assert self.replay_buffer is not None  # for mypy
@@ -350,7 +390,8 @@ class FlowRL(OffPolicyAlgorithm):
         with update.autocast(self.precision, self.device):
             critic_features = self.policy.critic_features(batch.observations, features)
         networks, seen = self.policy.networks, (update.as_leaf(features), critic_features, q_behavior)
-        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen)
+        spread_coef = None if self.log_spread_coef is None else self.log_spread_coef.detach().exp().squeeze()
+        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen, spread_coef)
         found = self._compilable_actor_gradients(*arguments, compiled=self._compiles_now())
         return update.actor_leaves(networks, features), found
 
@@ -384,14 +425,15 @@ class FlowRL(OffPolicyAlgorithm):
         n_value_logs = len(value_logs) * len(update.VALUE_LOGS)
         columns = {name: flat[index : n_value_logs : len(update.VALUE_LOGS)] for index, name in enumerate(update.VALUE_LOGS)}
         if actor_logs:
-            columns.update(
-                {name: flat[n_value_logs + index :: len(update.ACTOR_LOGS)] for index, name in enumerate(update.ACTOR_LOGS)}
-            )
+            names = update.ACTOR_LOGS if self.log_spread_coef is None else (*update.ACTOR_LOGS, update.SPREAD_LOG)
+            columns.update({name: flat[n_value_logs + index :: len(names)] for index, name in enumerate(names)})
         checks.check_finite_losses(
             {name: values for name, values in columns.items() if name.endswith("_loss")}, n_updates_before, self.num_timesteps
         )
         for name, values in columns.items():
             self.logger.record(f"train/{name}", sum(values) / len(values))
+        if self.log_spread_coef is not None:
+            self.logger.record("train/spread_coef", self.log_spread_coef.exp().item())
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -512,4 +554,8 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
-        return ["policy", *optimizers], []
+        if self.log_spread_coef is None:
+            return ["policy", *optimizers], []
+        if self.spread_coef_optimizer is not None:
+            optimizers.append("spread_coef_optimizer")
+        return ["policy", *optimizers], ["log_spread_coef"]

@@ -17,6 +17,9 @@ from sb3_flowrl.flow import integrate, squash, truncate_noise
 from sb3_flowrl.old_models import stack_state_dict
 from sb3_flowrl.stacked import StackedMLP
 
+#: The constants of CrossQ's batch normalisation (Bhatt et al., ICLR 2024, and sb3_contrib).
+BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.01, 1e-3
+
 
 def create_normed_mlp(
     input_dim: int,
@@ -25,6 +28,7 @@ def create_normed_mlp(
     activation_fn: type[nn.Module],
     layer_norm: bool = True,
     linear_ends: bool = False,
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """
     Create a multi-layer perceptron of Linear → LayerNorm → activation blocks and a linear output layer, with
@@ -36,14 +40,15 @@ def create_normed_mlp(
     :param activation_fn: activation of the hidden layers
     :param layer_norm: whether a block has its LayerNorm
     :param linear_ends: leave out the activation of the first and of the last block (the authors' critics)
+    :param batch_norm: normalise by batch, the input too, in the place of LayerNorm (CrossQ's critics)
     :return: the network
     """
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [_batch_norm(input_dim)] if batch_norm else []
     width = input_dim
     for index, next_width in enumerate(net_arch):
         layers.append(nn.Linear(width, next_width))
-        if layer_norm:
-            layers.append(nn.LayerNorm(next_width))
+        if batch_norm or layer_norm:
+            layers.append(_batch_norm(next_width) if batch_norm else nn.LayerNorm(next_width))
         if not (linear_ends and index in (0, len(net_arch) - 1)):
             layers.append(activation_fn())
         width = next_width
@@ -53,6 +58,10 @@ def create_normed_mlp(
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
+
+
+def _batch_norm(width: int) -> nn.BatchNorm1d:
+    return nn.BatchNorm1d(width, eps=BATCH_NORM_EPS, momentum=BATCH_NORM_MOMENTUM)
 
 
 class BoundedActionPolicy(BasePolicy):
@@ -212,6 +221,7 @@ class _ValueModel(BaseModel):
          dividing by 255.0 (True by default)
     :param n_networks: Number of networks
     :param share_features_extractor: Whether the features extractor is the actor's, and learned from its loss only
+    :param batch_norm: Whether the networks are normalised by batch, their input too, in the place of LayerNorm
     """
 
     #: Whether the value is that of a state and an action
@@ -232,6 +242,7 @@ class _ValueModel(BaseModel):
         normalize_images: bool = True,
         n_networks: int = 1,
         share_features_extractor: bool = False,
+        batch_norm: bool = False,
     ):
         super().__init__(
             observation_space,
@@ -241,10 +252,8 @@ class _ValueModel(BaseModel):
         )
         self.share_features_extractor = share_features_extractor
         input_dim = features_dim + (get_action_dim(action_space) if self.takes_actions else 0)
-        linear_ends = critic_layout == "reference"
-        self.networks = StackedMLP(
-            [create_normed_mlp(input_dim, 1, net_arch, activation_fn, layer_norm, linear_ends) for _ in range(n_networks)]
-        )
+        options = (net_arch, activation_fn, layer_norm, critic_layout == "reference", batch_norm)
+        self.networks = StackedMLP([create_normed_mlp(input_dim, 1, *options) for _ in range(n_networks)])
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -286,6 +295,23 @@ class FlowCritic(_ValueModel):
         """
         # the replay buffer may hold half-precision actions
         return self.networks(th.cat([features, actions.float()], dim=1))
+
+    def joint_values(
+        self, features: th.Tensor, actions: th.Tensor, next_features: th.Tensor, next_actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The values in two states, in one pass, where batch normalisation takes the moments of both together (CrossQ).
+
+        :param features: features of the states, ``(B, features_dim)``
+        :param actions: actions there, in [-1, 1], ``(B, A)``
+        :param next_features: features of the next states, ``(B, features_dim)``
+        :param next_actions: actions there, ``(B, A)``
+        :return: both states' values of each critic network, ``(n_critics, B, 1)`` each, in float32
+        """
+        here = th.cat([features, actions.float()], dim=1)
+        joint = self.networks(th.cat([here, th.cat([next_features, next_actions], dim=1)]), by_batch=True)
+        values, next_values = joint.chunk(2, dim=1)
+        return values, next_values
 
 
 class FlowValue(_ValueModel):

@@ -39,6 +39,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``.
         Default: the authors' ``dict(pi=nn.ELU, qf=nn.GELU)`` (the paper's critics use mish)
     :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
+    :param batch_norm: Whether Q_π is normalised by batch, its input too, in the place of its LayerNorms, and does without a
+        target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from its own values, computed in one pass with
+        those that are trained
     :param critic_layout: "mlp", or "reference" for the critics and V_β* of the authors' code, which leave out the
         activation of the first and of the last hidden layer; theirs are four wide, ``qf=[512, 512, 512, 512]``
     :param features_extractor_class: Features extractor to use.
@@ -64,7 +67,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     actor: FlowActor
     critic: FlowCritic
-    critic_target: FlowCritic
+    critic_target: FlowCritic | None
     behavior_critic: FlowCritic
     behavior_critic_target: FlowCritic
     behavior_value: FlowValue
@@ -88,6 +91,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         flow_steps: int = 1,
         ode_solver: str = "midpoint",
         noise_clip: float | None = 1.0,
+        batch_norm: bool = False,
     ):
         check_arguments(POLICY_CHECKS, locals())
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
@@ -136,6 +140,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             "critic_layout": critic_layout,
         }
         self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_networks": n_critics}
+        self.batch_norm = batch_norm
         self.share_features_extractor = share_features_extractor
 
         self._build(lr_schedule)
@@ -143,15 +148,18 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor = self.make_actor()
         shared = self.actor.features_extractor if self.share_features_extractor else None
-        self.critic = self.make_critic(shared)
-        self.critic_target = self.make_critic()  # whose extractor follows slowly, so that it can't be the shared one
+        self.critic = self.make_critic(shared, self.batch_norm)
+        # The targets' extractors follow slowly, so that they can't be the shared one
+        self.critic_target = None if self.batch_norm else self.make_critic()
         self.behavior_critic = self.make_critic(shared)
         self.behavior_critic_target = self.make_critic()
         self.behavior_value = self.make_value(shared)
 
         # Both critics of a fresh model judge alike, so that the first weights compare policies and not initialisations
-        for copy in (self.critic_target, self.behavior_critic, self.behavior_critic_target):
-            copy.load_state_dict(self.critic.state_dict())
+        if self.critic_target is not None:
+            for copy in (self.critic_target, self.behavior_critic):
+                copy.load_state_dict(self.critic.state_dict())
+        self.behavior_critic_target.load_state_dict(self.behavior_critic.state_dict())
 
         self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
         for model in (self.critic, self.behavior_critic, self.behavior_value):
@@ -159,8 +167,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             model.optimizer.register_load_state_dict_pre_hook(partial(stack_optimizer_state, model.networks))
 
         # Target networks should always be in eval mode
-        self.critic_target.set_training_mode(False)
-        self.behavior_critic_target.set_training_mode(False)
+        for target in (self.critic_target, self.behavior_critic_target):
+            if target is not None:
+                target.set_training_mode(False)
 
     def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
         try:
@@ -180,6 +189,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
                 layer_norm=self.actor_kwargs["layer_norm"],
                 critic_layout=self.critic_kwargs["critic_layout"],
                 n_critics=self.critic_kwargs["n_networks"],
+                batch_norm=self.batch_norm,
                 share_features_extractor=self.share_features_extractor,
                 flow_steps=self.actor_kwargs["flow_steps"],
                 ode_solver=self.actor_kwargs["ode_solver"],
@@ -197,8 +207,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return FlowActor(**actor_kwargs).to(self.device)
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowCritic:
-        critic_kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None, batch_norm: bool = False) -> FlowCritic:
+        critic_kwargs = self._update_features_extractor({**self.critic_kwargs, "batch_norm": batch_norm}, features_extractor)
         return FlowCritic(share_features_extractor=features_extractor is not None, **critic_kwargs).to(self.device)
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowValue:
@@ -240,7 +250,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         with th.no_grad():
             best_features = self.behavior_critic_target.features(obs)
             next_actor = self.actor.features(next_obs)
-            next_critic = self.critic_target.features(next_obs)
+            next_critic = (self.critic if self.critic_target is None else self.critic_target).features(next_obs)
             next_value = next_actor if self.share_features_extractor else self.behavior_value.features(next_obs)
         if self.share_features_extractor:
             assert actor_features is not None  # for mypy

@@ -77,6 +77,55 @@ class StackedLayerNorm(nn.Module):
         return F.layer_norm(x.float(), weight.shape, weight, bias, self.eps)
 
 
+class StackedBatchNorm(nn.Module):
+    """
+    Computes in float32, also under autocast, as :class:`StackedLayerNorm`.
+
+    :param layers: n batch normalisations of one width
+    """
+
+    running_mean: th.Tensor
+    running_var: th.Tensor
+
+    def __init__(self, layers: Sequence[nn.BatchNorm1d]):
+        super().__init__()
+        self.eps = layers[0].eps
+        self.momentum = cast(float, layers[0].momentum)
+        self.weight = nn.Parameter(th.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(th.stack([layer.bias.detach() for layer in layers]))
+        for name in ("running_mean", "running_var"):
+            self.register_buffer(name, th.stack([cast(th.Tensor, getattr(layer, name)) for layer in layers]))
+
+    def forward(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
+        """
+        :param x: ``(n, B, width)``
+        :param by_batch: see :meth:`StackedMLP.forward`
+        :return: ``(n, B, width)``
+        """
+        return th.stack([layer(each) for layer, each in zip(self.unbind(by_batch), x.unbind(), strict=True)])
+
+    def unbind(self, by_batch: bool = False) -> Sequence[Layer]:
+        """
+        :param by_batch: see :meth:`StackedMLP.forward`
+        :return: the n layers; the gradients of all reach the stacked parameters
+        """
+        return [partial(self._one, index, by_batch) for index in range(len(self.weight))]
+
+    def _one(self, index: int, by_batch: bool, x: th.Tensor) -> th.Tensor:
+        x = x.float()
+        mean, variance = self.running_mean[index], self.running_var[index]
+        if by_batch:
+            running = mean, variance
+            mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)
+            unbiased = variance * (len(x) / max(len(x) - 1, 1))  # as PyTorch's own
+            with th.no_grad():
+                for old, moment in zip(running, (mean, unbiased), strict=True):
+                    new = old.lerp(moment, self.momentum)
+                    # What is not finite is reported where the losses are, and may leave nothing behind
+                    old.copy_(th.where(new.isfinite(), new, old))
+        return (x - mean) * th.rsqrt(variance + self.eps) * self.weight[index] + self.bias[index]
+
+
 class StackedActivation(nn.Module):
     """
     :param layers: n activations of one class; with parameters of their own (``nn.PReLU``) each acts on its own network
@@ -106,7 +155,7 @@ class StackedMLP(nn.Sequential):
     """
     The given networks as one module, which has their values and starts with copies of their parameters.
 
-    :param networks: n sequences of equal ``nn.Linear``, ``nn.LayerNorm`` and activation layers
+    :param networks: n sequences of equal ``nn.Linear``, ``nn.LayerNorm``, ``nn.BatchNorm1d`` and activation layers
     """
 
     def __init__(self, networks: Sequence[nn.Sequential]):
@@ -119,18 +168,26 @@ class StackedMLP(nn.Sequential):
             return StackedLinear(cast(Sequence[nn.Linear], layers))
         if isinstance(layers[0], nn.LayerNorm):
             return StackedLayerNorm(cast(Sequence[nn.LayerNorm], layers))
+        if isinstance(layers[0], nn.BatchNorm1d):
+            return StackedBatchNorm(cast(Sequence[nn.BatchNorm1d], layers))
         return StackedActivation(layers)
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
+    def forward(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
         """
         :param x: one input for all networks, ``(B, in)``
+        :param by_batch: whether batch normalisations take the moments of this batch, and let the running ones follow, as in
+            training; else they take the running ones. It is no state of the module's, as one update needs both
         :return: the networks' outputs, ``(n, B, out)``, in float32 whatever precision they ran in
         """
-        return (self._one_by_one(x) if x.device.type == "cpu" else self._batched(x)).float()
+        return (self._one_by_one(x, by_batch) if x.device.type == "cpu" else self._batched(x, by_batch)).float()
 
-    def _one_by_one(self, x: th.Tensor) -> th.Tensor:
-        networks = zip(*(cast(StackedLinear, layer).unbind() for layer in self), strict=True)
+    def _one_by_one(self, x: th.Tensor, by_batch: bool) -> th.Tensor:
+        networks = zip(*(cast(StackedLinear, layer).unbind(*_mode(layer, by_batch)) for layer in self), strict=True)
         return th.stack([reduce(lambda y, layer: layer(y), network, x) for network in networks])
 
-    def _batched(self, x: th.Tensor) -> th.Tensor:
-        return super().forward(x.expand(self.n_networks, *x.shape))
+    def _batched(self, x: th.Tensor, by_batch: bool) -> th.Tensor:
+        return reduce(lambda y, layer: layer(y, *_mode(layer, by_batch)), self, x.expand(self.n_networks, *x.shape))
+
+
+def _mode(layer: nn.Module, by_batch: bool) -> tuple[bool, ...]:
+    return (by_batch,) if isinstance(layer, StackedBatchNorm) else ()

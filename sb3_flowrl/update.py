@@ -1,10 +1,10 @@
 """
 The two halves of FlowRL's update as pure functions of tensors and networks (paper, Algorithm 1, lines 7 to 9).
 
-They draw nothing, look at no value and change nothing, so that the same source runs eagerly, under ``torch.compile`` and in
-CUDA graphs. They return gradients, and do not leave them to a ``backward()`` outside, as what is compiled is faster as one
-graph: forward and backward pass share what they compute. The steps of the optimisers and the Polyak averages are
-:class:`~sb3_flowrl.flowrl.FlowRL`'s.
+They draw nothing, look at no value and change nothing (but the running moments of a critic that is normalised by batch), so
+that the same source runs eagerly, under ``torch.compile`` and in CUDA graphs. They return gradients, and do not leave them to
+a ``backward()`` outside, as what is compiled is faster as one graph: forward and backward pass share what they compute. The
+steps of the optimisers and the Polyak averages are :class:`~sb3_flowrl.flowrl.FlowRL`'s.
 """
 
 from collections.abc import Iterator
@@ -34,16 +34,18 @@ ACTOR_LOGS = (
     "q_policy",
     "q_behavior",
 )
+#: What comes after them where the spread of actions is part of the loss.
+SPREAD_LOG = "log_spread"
 
 
 class Networks(NamedTuple):
     """
-    The policy's networks.
+    The policy's networks. A batch-normalised Q_π has no target.
     """
 
     actor: FlowActor
     critic: FlowCritic
-    critic_target: FlowCritic
+    critic_target: FlowCritic | None
     behavior_critic: FlowCritic
     behavior_critic_target: FlowCritic
     behavior_value: FlowValue
@@ -198,8 +200,8 @@ def value_losses(
         ``(B, 1)``, the last two without gradient
     """
     with autocast(settings.precision, batch.actions.device):
-        q_targets, behavior_q_targets, v_targets = value_targets(networks, batch, noise, features)
-        q_values = networks.critic.values(features.critic, batch.actions)
+        q_values, next_q_values = policy_values(networks, batch, noise, features)
+        q_targets, behavior_q_targets, v_targets = value_targets(networks, batch, features, next_q_values)
         behavior_q_values = networks.behavior_critic.values(features.behavior_critic, batch.actions)
         v_values = networks.behavior_value.values(features.behavior_value)
     each = th.stack(
@@ -212,21 +214,42 @@ def value_losses(
     return each.sum(), each.detach(), losses.clipped_min(behavior_q_values).detach()
 
 
+def policy_values(networks: Networks, batch: Transitions, noise: FlowNoise, features: Features) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Q_π where it is trained, and where it bootstraps from: of its target network or, where it is normalised by batch, of its
+    own, in one pass through both (Bhatt et al., "CrossQ", ICLR 2024), so that both are normalised by the moments of both.
+
+    :param networks: the policy's networks
+    :param batch: replay samples
+    :param noise: the update's random numbers
+    :param features: what the networks see of the states
+    :return: Q_π(s, a), and Q_π(s', a') at the policy's action, without gradient, each ``(n_critics, B, 1)``
+    """
+    with th.no_grad():
+        next_actions = networks.actor.flow(features.next_actor, noise.next_action)
+        if networks.critic_target is not None:
+            next_q_values = networks.critic_target.values(features.next_critic_target, next_actions)
+    if networks.critic_target is None:
+        joined = (features.critic, batch.actions, features.next_critic_target, next_actions)
+        q_values, next_q_values = networks.critic.joint_values(*joined)
+        return q_values, next_q_values.detach()
+    return networks.critic.values(features.critic, batch.actions), next_q_values
+
+
 @th.no_grad()
 def value_targets(
-    networks: Networks, batch: Transitions, noise: FlowNoise, features: Features
+    networks: Networks, batch: Transitions, features: Features, next_q_values: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
     What the three value functions are regressed onto (paper, Eqs. 3, 19 and 18).
 
     :param networks: the policy's networks
     :param batch: replay samples
-    :param noise: the update's random numbers
     :param features: what the networks see of the states
+    :param next_q_values: Q_π(s', a') of each network, see :func:`policy_values`, ``(n_critics, B, 1)``
     :return: the targets of Q_π, Q_β* and V_β*, each ``(B, 1)``, without gradient
     """
-    next_actions = networks.actor.flow(features.next_actor, noise.next_action)
-    next_q = losses.clipped_min(networks.critic_target.values(features.next_critic_target, next_actions))
+    next_q = losses.clipped_min(next_q_values)
     next_v = networks.behavior_value.values(features.next_behavior_value)
     best_q = losses.clipped_min(networks.behavior_critic_target.values(features.behavior_critic_target, batch.actions))
     return (
@@ -253,13 +276,14 @@ def actor_gradients(
     actor_features: th.Tensor,
     critic_features: th.Tensor,
     q_behavior: th.Tensor,
+    spread_coef: th.Tensor | None = None,
 ) -> Gradients:
     """
     The gradients of :func:`actor_loss`, whose arguments these are. None is computed for the critic's parameters.
 
     :return: the gradients, in the order of :func:`actor_leaves`
     """
-    loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior)
+    loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior, spread_coef)
     return Gradients(th.autograd.grad(loss, actor_leaves(networks, actor_features)), loss.detach(), logs)
 
 
@@ -271,9 +295,10 @@ def actor_loss(
     actor_features: th.Tensor,
     critic_features: th.Tensor,
     q_behavior: th.Tensor,
+    spread_coef: th.Tensor | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9).
+    The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9), and the term that keeps its actions apart.
 
     :param networks: the policy's networks
     :param settings: the constants of the equations
@@ -282,7 +307,9 @@ def actor_loss(
     :param actor_features: the actor's features of the states, ``(B, features_dim)``
     :param critic_features: those of Q_π, ``(B, features_dim)``, without gradient
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
-    :return: the loss, and what is logged in the order of :data:`ACTOR_LOGS`, ``(7,)``, without gradient
+    :param spread_coef: α, a scalar without gradient; ``None`` leaves the spread of actions out
+    :return: the loss, and what is logged in the order of :data:`ACTOR_LOGS`, ``(7,)``, without gradient; with
+        :data:`SPREAD_LOG` after it, ``(8,)``, unless that is left out
     """
     with autocast(settings.precision, batch.actions.device):
         actions = networks.actor.flow(actor_features, noise.action)
@@ -292,6 +319,8 @@ def actor_loss(
         base_points = truncate_noise(noise.path, networks.actor.noise_clip)
         points, path_velocities = straight_path(base_points, end_points, noise.time)
         velocities = networks.actor.velocity(noise.time, actor_features, points)
+        # The paths' base samples are as good as others: independent of those of the actions
+        others = None if spread_coef is None else networks.actor.flow(actor_features, noise.path)
     errors = losses.flow_matching_error(velocities, path_velocities)
 
     weights = guidance_weights(settings, q_behavior, q_policy.detach())
@@ -306,6 +335,11 @@ def actor_loss(
         q_policy.mean(),
         q_behavior.mean(),
     ]
+    if spread_coef is not None:
+        assert others is not None  # for mypy
+        mean_log_spread = losses.log_spread(actions, others).mean()
+        loss = loss - spread_coef * mean_log_spread
+        logs = [loss, *logs[1:], mean_log_spread]
     return loss, th.stack([value.detach() for value in logs])
 
 
