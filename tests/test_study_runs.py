@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from study import run as run_module
 from study import runner
-from study.records import Folders
+from study.records import Folders, write_atomically
 from study.run import execute
 from study.runner import Resources, find_missing, run_study
 from study.study import Run, Study, StudyError
@@ -183,6 +183,14 @@ def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch)
     study = make_study(tmp_path)
     flowrl, sac = study.runs()
     finish(study, flowrl, folders, final=1.0)
+    assert find_missing(study, folders) == [sac]
+    record = json.loads(folders.record(study.name, flowrl).read_text())
+    with monkeypatch.context() as patch:  # a record of before there was the argument
+        patch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], spread_coef="auto"))
+        del record["defaults"]["spread_coef"]
+        write_atomically(folders.record(study.name, flowrl), json.dumps(record))
+        with pytest.raises(StudyError, match=r"spread_coef was 0.0 and is 'auto'"):
+            find_missing(study, folders)
     assert find_missing(study, folders) == [sac]
     monkeypatch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], tau=0.005))
     with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* tau was 0.95 and is 0.005"):

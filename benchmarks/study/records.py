@@ -24,6 +24,9 @@ RESULTS = ROOT / "docs" / "results"
 WORK = ROOT / "runs" / "study"
 PACKAGES = ("sb3-flowrl", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "dm_control", "numpy")
 
+#: Arguments that older records don't hold, as there were none: with these values a model does what it did then.
+ADDED_SINCE = {"spread_coef": 0.0, "target_spread": 0.16, "policy_kwargs.batch_norm": False}
+
 #: What is known of a finished run, see ``run.py``.
 Record = dict[str, Any]
 
@@ -97,13 +100,14 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     :param now: the same of another run
     :return: the arguments in which they differ, each with both values
     """
-    return [
-        f"{name} was {before!r} and is {after!r}"
-        for part in ("hyperparameters", "defaults")
-        for name in sorted(recorded[part].keys() | now[part].keys())
-        if (before := recorded[part].get(name)) != (after := now[part].get(name))
-        and name != "n_timesteps"  # of rl_zoo3's files, over which the study's steps go
-    ]
+    found = []
+    for part, added in (("hyperparameters", {}), ("defaults", ADDED_SINCE)):
+        names = recorded[part].keys() | now[part].keys()
+        for name in sorted(names - {"n_timesteps"}):  # of rl_zoo3's files, over which the study's steps go
+            before, after = (each[part].get(name, added.get(name)) for each in (recorded, now))
+            if before != after:
+                found.append(f"{name} was {before!r} and is {after!r}")
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:
