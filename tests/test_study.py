@@ -30,6 +30,15 @@ def test_runs_of_the_first_seed_come_first(tmp_path):
     ]
 
 
+def test_algorithm_may_have_seeds_of_its_own(tmp_path):
+    study = make_study(tmp_path, seeds=[0, 1], algorithms=dict(flowrl=dict(seeds=[10]), sac=None))
+    assert [run.name for run in study.runs()] == [
+        "Pendulum-v1_flowrl_seed10",
+        "Pendulum-v1_sac_seed0",
+        "Pendulum-v1_sac_seed1",
+    ]
+
+
 def test_hyperparameters_of_an_algorithm_go_over_those_of_the_study(tmp_path):
     slow = dict(algo="sac", hyperparameters=dict(tau=0.001, learning_starts=7))
     study = make_study(tmp_path, algorithms=dict(sac=None, slow=slow), hyperparameters=dict(learning_starts=5, gamma=0.9))
@@ -47,6 +56,7 @@ def test_hyperparameters_of_an_algorithm_go_over_those_of_the_study(tmp_path):
         (dict(steps=1e5), "steps: Input should be a valid integer (it is 100000.0)"),
         (dict(seeds=[]), "seeds: List should have at least 1 item"),
         (dict(seeds=[0, 1, 0]), "seeds: Value error, 0 is there more than once"),
+        (dict(algorithms={"sac": dict(seeds=[1, 1])}), "algorithms.sac.seeds: Value error, 1 is there more than once"),
         (dict(seeds=[-1]), "seeds.0: Input should be greater than or equal to 0 (it is -1)"),
         (dict(algorithms={"SAC": None}), "algorithms.SAC.[key]: String should match pattern"),
         (dict(algorithms={"sacc": None}, baselines=["sacc"]), "rl_zoo3 has no algorithm 'sacc' (did you mean 'sac'?)"),

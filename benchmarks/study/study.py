@@ -14,7 +14,7 @@ For example::
     algorithms:
       sac:
       td3:
-      sac-slow: {algo: sac, hyperparameters: {tau: 0.001}}
+      sac-slow: {algo: sac, hyperparameters: {tau: 0.001}, seeds: [10, 11]}
     diagnose: true                              # measure what sb3_flowrl.diagnostics measures, too
 
 Hyperparameters are written as in rl_zoo3's files. Where the study says nothing, those files' own values for the algorithm and
@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 from rl_zoo3.utils import ALGOS
 
 from sb3_flowrl import zoo
@@ -53,6 +53,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _no_duplicates(values: list) -> list:
+    if duplicates := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{', '.join(map(str, duplicates))} is there more than once")
+    return values
+
+
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], NOT_EMPTY, AfterValidator(_no_duplicates)]
+Names = Annotated[list[str], NOT_EMPTY, AfterValidator(_no_duplicates)]
+
+
 class Evaluation(_Strict):
     """
     How the policies are evaluated.
@@ -71,10 +81,12 @@ class Algorithm(_Strict):
 
     :param algo: rl_zoo3's name of it; where the file gives none, the label under which it stands there
     :param hyperparameters: what differs from the study's and from rl_zoo3's
+    :param seeds: of its runs, where they are not the study's
     """
 
     algo: str
     hyperparameters: dict[str, Any] = {}
+    seeds: Seeds | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +157,11 @@ class Study(_Strict):
 
     description: str
     algorithms: Annotated[dict[Annotated[str, Field(pattern="^[a-z0-9.-]+$")], Algorithm], NOT_EMPTY]
-    environments: Annotated[list[str], NOT_EMPTY]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], NOT_EMPTY]
+    environments: Names
+    seeds: Seeds
     steps: PositiveInt
     evaluation: Evaluation
-    baselines: Annotated[list[str], NOT_EMPTY]
+    baselines: Names
     hyperparameters: dict[str, Any] = {}
     gym_packages: list[str] = []
     diagnose: bool = False
@@ -165,32 +177,27 @@ class Study(_Strict):
         entries = {label: {} if entry is None else entry for label, entry in algorithms.items()}
         return {label: {"algo": label, **entry} if isinstance(entry, dict) else entry for label, entry in entries.items()}
 
-    @field_validator("environments", "seeds", "baselines")
-    @classmethod
-    def _no_duplicates(cls, values: list) -> list:
-        if duplicates := sorted({value for value in values if values.count(value) > 1}):
-            raise ValueError(f"{', '.join(map(str, duplicates))} is there more than once")
-        return values
-
     def runs(self) -> list[Run]:
         """
-        :return: all runs; those of the first seed come first, so that there is early something of everything
+        :return: all runs; those of the first seeds come first, so that there is early something of everything
         """
+        seeds = {label: algorithm.seeds or self.seeds for label, algorithm in self.algorithms.items()}
         return [
             Run(
                 label=label,
                 algo=algorithm.algo,
                 env=env,
-                seed=seed,
+                seed=seeds[label][index],
                 steps=self.steps,
                 evaluation=self.evaluation,
                 hyperparameters={**self.hyperparameters, **algorithm.hyperparameters},
                 gym_packages=tuple(self.gym_packages),
                 diagnose=self.diagnose,
             )
-            for seed in self.seeds
+            for index in range(max(map(len, seeds.values())))
             for env in self.environments
             for label, algorithm in self.algorithms.items()
+            if index < len(seeds[label])
         ]
 
 
