@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "docs" / "method.md", ROOT / "docs" / "coming_from_sac.md"]
+PAGES = [ROOT / "docs" / name for name in ("method.md", "coming_from_sac.md", "diagnosis.md")]
 
 
 def test_every_equation_names_a_function_that_there_is():
