@@ -421,7 +421,10 @@ class FlowRL(OffPolicyAlgorithm):
         if not value_logs:
             return
         # One transfer from the device for all of them
-        flat = th.cat([*value_logs, *actor_logs]).tolist()
+        coefficient = [] if self.log_spread_coef is None else [self.log_spread_coef.detach().exp()]
+        flat = th.cat([*coefficient, *value_logs, *actor_logs]).tolist()
+        if coefficient:
+            self.logger.record("train/spread_coef", flat.pop(0))
         n_value_logs = len(value_logs) * len(update.VALUE_LOGS)
         columns = {name: flat[index : n_value_logs : len(update.VALUE_LOGS)] for index, name in enumerate(update.VALUE_LOGS)}
         if actor_logs:
@@ -432,8 +435,6 @@ class FlowRL(OffPolicyAlgorithm):
         )
         for name, values in columns.items():
             self.logger.record(f"train/{name}", sum(values) / len(values))
-        if self.log_spread_coef is not None:
-            self.logger.record("train/spread_coef", self.log_spread_coef.exp().item())
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)

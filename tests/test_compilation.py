@@ -264,8 +264,9 @@ class Looks(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_train_looks_at_no_value_before_its_end(monkeypatch):
-    model = trained_model()
+@pytest.mark.parametrize("options", [{}, BATCH_NORM], ids=["defaults", "batch_norm"])
+def test_train_looks_at_no_value_before_its_end(options, monkeypatch):
+    model = trained_model(**options)
     batches = list(model._sample_batches(4, 16))
     monkeypatch.setattr(model, "_sample_batches", lambda *args: batches)
     monkeypatch.setattr(model, "_record", lambda *args: None)
