@@ -39,10 +39,13 @@ def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
         "ode_solver": trial.suggest_categorical("ode_solver", ["euler", "midpoint"]),
         "expectile": trial.suggest_float("expectile", 0.6, 0.95),
         "w2_coef": trial.suggest_float("w2_coef", 1e-3, 1.0, log=True),
+        "spread_coef": trial.suggest_categorical("spread_coef", [0.0, "auto"]),
+        "target_spread": trial.suggest_float("target_spread", 0.05, 0.4, log=True),
         "guidance": trial.suggest_categorical("guidance", ["paper", "reference"]),
         "matching": trial.suggest_categorical("matching", ["action", "pre_squash"]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
         "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
+        "batch_norm": trial.suggest_categorical("batch_norm", [False, True]),
     }
     if additional_args["using_her_replay_buffer"]:
         from rl_zoo3.hyperparams_opt import sample_her_params
@@ -67,6 +70,7 @@ def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     params["policy_kwargs"] = dict(
         net_arch=NET_ARCHS[params.pop("net_arch")],
         activation_fn=dict(pi=nn.ELU, qf=ACTIVATIONS[params.pop("activation_fn")]),
+        batch_norm=params.pop("batch_norm"),
     )
     return params
 
