@@ -80,6 +80,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] | dict[str, type[nn.Module]] | None = None,
         layer_norm: bool = True,
+        batch_norm: bool = False,
         critic_layout: str = "mlp",
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -91,7 +92,6 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         flow_steps: int = 1,
         ode_solver: str = "midpoint",
         noise_clip: float | None = 1.0,
-        batch_norm: bool = False,
     ):
         check_arguments(POLICY_CHECKS, locals())
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):

@@ -181,11 +181,11 @@ class StackedMLP(nn.Sequential):
         """
         return (self._one_by_one(x, by_batch) if x.device.type == "cpu" else self._batched(x, by_batch)).float()
 
-    def _one_by_one(self, x: th.Tensor, by_batch: bool) -> th.Tensor:
+    def _one_by_one(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
         networks = zip(*(cast(StackedLinear, layer).unbind(*_mode(layer, by_batch)) for layer in self), strict=True)
         return th.stack([reduce(lambda y, layer: layer(y), network, x) for network in networks])
 
-    def _batched(self, x: th.Tensor, by_batch: bool) -> th.Tensor:
+    def _batched(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
         return reduce(lambda y, layer: layer(y, *_mode(layer, by_batch)), self, x.expand(self.n_networks, *x.shape))
 
 
