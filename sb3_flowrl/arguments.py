@@ -236,17 +236,13 @@ def check_env(env: Any) -> None:
         _refuse("env", env, 'an environment of gymnasium, a VecEnv, or the id of a registered one, such as "Pendulum-v1"')
 
 
-def check_combination(
-    observation_space: spaces.Space, n_envs: int, n_steps: int, optimize_memory_usage: bool, train_freq: Any
-) -> None:
+def check_combination(observation_space: spaces.Space, n_steps: int, optimize_memory_usage: bool) -> None:
     """
     Check what is allowed by itself but not together.
 
     :param observation_space: the environment's observation space
-    :param n_envs: number of environments
     :param n_steps: as given to ``FlowRL``
     :param optimize_memory_usage: as given to ``FlowRL``
-    :param train_freq: as given to ``FlowRL``
     :raises ValueError: if something can't be had with something else
     """
     if isinstance(observation_space, spaces.Dict):
@@ -255,6 +251,16 @@ def check_combination(
                 raise ValueError(f"{name}={value} can't be had with Dict observations. Leave it at {off}, or flatten them.")
     if optimize_memory_usage and n_steps > 1:
         raise ValueError(f"optimize_memory_usage=True can't be had with n_steps={n_steps}. Choose one of them.")
+
+
+def check_train_freq(n_envs: int, train_freq: Any) -> None:
+    """
+    Check that episodes are not counted in several environments. A model may have both, to predict, but not learn so.
+
+    :param n_envs: number of environments
+    :param train_freq: as given to ``FlowRL``
+    :raises ValueError: if they are
+    """
     unit = train_freq[1] if isinstance(train_freq, (tuple, TrainFreq)) else "step"
     if n_envs > 1 and getattr(unit, "value", unit) == "episode":
         raise ValueError(

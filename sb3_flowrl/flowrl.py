@@ -26,6 +26,7 @@ from sb3_flowrl.arguments import (
     check_combination,
     check_discount,
     check_env,
+    check_train_freq,
     initial_spread_coef,
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
@@ -231,11 +232,12 @@ class FlowRL(OffPolicyAlgorithm):
         )
 
         if _init_setup_model:
+            check_train_freq(self.n_envs, self.train_freq)
             self._setup_model()
 
     def _setup_model(self) -> None:
         check_arguments(ALGORITHM_CHECKS, vars(self))  # again, as `load` may have changed them
-        check_combination(self.observation_space, self.n_envs, self.n_steps, self.optimize_memory_usage, self.train_freq)
+        check_combination(self.observation_space, self.n_steps, self.optimize_memory_usage)
         if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
             raise ValueError(
                 f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
@@ -460,8 +462,10 @@ class FlowRL(OffPolicyAlgorithm):
         :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
         :param progress_bar: Display a progress bar using tqdm and rich.
         :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is not a whole number
+        :raises ValueError: if ``total_timesteps`` is not a whole number, or ``train_freq`` counts the episodes of several
+            environments
         """
+        check_train_freq(self.n_envs, self.train_freq)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
         return super().learn(

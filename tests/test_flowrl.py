@@ -583,6 +583,14 @@ def test_prediction_without_an_environment(tmp_path):
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
 
 
+def test_a_model_that_counts_episodes_predicts_in_several_environments_but_does_not_learn_there(tmp_path):
+    make_model(train_freq=(1, "episode")).save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", n_envs=2))
+    assert loaded.predict(loaded.env.reset())[0].shape == (2, 1)
+    with pytest.raises(ValueError, match=r"train_freq=.* counts episodes, .* n_envs=2\. Count steps instead"):
+        loaded.learn(10)
+
+
 def test_learning_goes_on_in_another_environment(tmp_path):
     model = trained_model()
     model.save(tmp_path / "model")
