@@ -274,12 +274,16 @@ class FlowRL(OffPolicyAlgorithm):
         self.spread_coef_optimizer: th.optim.Optimizer | None = None
         if not self.spread_coef:
             return
-        is_learned = isinstance(self.spread_coef, str)
         initial = initial_spread_coef(self.spread_coef) if isinstance(self.spread_coef, str) else self.spread_coef
         # The logarithm, so that it stays above 0
-        self.log_spread_coef = th.full((1,), initial, device=self.device).log().requires_grad_(is_learned)
-        if is_learned:
+        self.log_spread_coef = th.full((1,), initial, device=self.device).log()
+        if isinstance(self.spread_coef, str):
+            self.log_spread_coef.requires_grad_()
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
+
+    def _current_spread_coef(self) -> th.Tensor | None:
+        """The coefficient as the actor's loss takes it."""
+        return None if self.log_spread_coef is None else self.log_spread_coef.detach().exp().squeeze()
 
     def _flow_kwargs(self) -> dict[str, Any]:
         return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
@@ -392,8 +396,7 @@ class FlowRL(OffPolicyAlgorithm):
         with update.autocast(self.precision, self.device):
             critic_features = self.policy.critic_features(batch.observations, features)
         networks, seen = self.policy.networks, (update.as_leaf(features), critic_features, q_behavior)
-        spread_coef = None if self.log_spread_coef is None else self.log_spread_coef.detach().exp().squeeze()
-        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen, spread_coef)
+        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen, self._current_spread_coef())
         found = self._compilable_actor_gradients(*arguments, compiled=self._compiles_now())
         return update.actor_leaves(networks, features), found
 
@@ -423,14 +426,14 @@ class FlowRL(OffPolicyAlgorithm):
         if not value_logs:
             return
         # One transfer from the device for all of them
-        coefficient = [] if self.log_spread_coef is None else [self.log_spread_coef.detach().exp()]
-        flat = th.cat([*coefficient, *value_logs, *actor_logs]).tolist()
-        if coefficient:
+        spread_coef = self._current_spread_coef()
+        flat = th.cat([*([] if spread_coef is None else [spread_coef.reshape(1)]), *value_logs, *actor_logs]).tolist()
+        if spread_coef is not None:
             self.logger.record("train/spread_coef", flat.pop(0))
         n_value_logs = len(value_logs) * len(update.VALUE_LOGS)
         columns = {name: flat[index : n_value_logs : len(update.VALUE_LOGS)] for index, name in enumerate(update.VALUE_LOGS)}
         if actor_logs:
-            names = update.ACTOR_LOGS if self.log_spread_coef is None else (*update.ACTOR_LOGS, update.SPREAD_LOG)
+            names = update.ACTOR_LOGS if spread_coef is None else (*update.ACTOR_LOGS, update.SPREAD_LOG)
             columns.update({name: flat[n_value_logs + index :: len(names)] for index, name in enumerate(names)})
         checks.check_finite_losses(
             {name: values for name, values in columns.items() if name.endswith("_loss")}, n_updates_before, self.num_timesteps

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from study.cost import describe_cost, estimate_cost
+from study.cost import MEASURED, describe_cost, estimate_cost, measured_rates
 from study.records import Folders, find_record, to_json, write_atomically
 from study.study import STUDIES, StudyError, find_study, load_study
 
@@ -141,6 +141,9 @@ def test_cost_is_updates_by_measured_rate(tmp_path):
 
 
 def test_cost_takes_the_rates_of_the_speed_benchmark():
+    for path in MEASURED:
+        rates, _ = measured_rates(path)
+        assert rates.keys() >= {"flowrl", "sac", "td3", "tqc"} and all(rate > 0 for rate in rates.values())
     page = describe_cost(load_study(find_study("paper")), {})
     hours = [float(number.replace(",", "")) for number in re.findall(r"\| flowrl \| 115 \| .* \| ([\d,]+) \|", page)]
     small, large = hours  # of HalfCheetah's dimensions, and of the dog's

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from study import run as run_module
 from study import runner
+from study.arguments import as_plain_data
 from study.records import Folders, write_atomically
 from study.run import execute
 from study.runner import Resources, find_missing, run_study
@@ -144,7 +145,7 @@ def test_class_of_the_replay_buffer_is_named_by_its_path(tmp_path):
     run = make_run(tmp_path, "flowrl", hyperparameters=dict(replay_buffer_class="sb3_flowrl.RecencyReplayBuffer"))
     _, model, resolved = run_module.set_up(run, tmp_path / "run", "cpu")
     assert type(model.replay_buffer).__name__ == "RecencyReplayBuffer"
-    assert "RecencyReplayBuffer" in resolved["replay_buffer_class"].__name__
+    assert "RecencyReplayBuffer" in as_plain_data(resolved)["replay_buffer_class"]
 
 
 def test_run_of_another_process_is_left_to_it(tmp_path, folders, monkeypatch, capsys):
