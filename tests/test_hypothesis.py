@@ -23,10 +23,10 @@ from torch import nn
 
 import sb3_flowrl
 from sb3_flowrl import FlowActorCriticPolicy, FlowRL, RecencyReplayBuffer
-from sb3_flowrl.guidance import uncapped_guidance
 
 EPISODE_LENGTH = 3
-# No database and no deadline: the same examples on every machine, however slow it is
+# No database and no deadline: the same examples on every machine, however slow it is. (Of the same run, that is: constants of
+# all modules that are loaded by then get into the examples, so the file alone sees others than the whole suite.)
 SETTINGS: dict[str, Any] = dict(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -189,7 +189,8 @@ def configurations(draw, observations: str, replay: str) -> tuple[spaces.Space, 
         ode_solver=draw(st.sampled_from(["euler", "midpoint", "rk4"])),
         expectile=draw(st.floats(0, 1, exclude_min=True, exclude_max=True)),
         w2_coef=draw(st.floats(0, 10)),
-        guidance=draw(st.sampled_from(["paper", "reference", uncapped_guidance, constant_guidance])),
+        # Not the paper's own without a cap: its exponential overflows where critics of raw pixels differ by a hundred
+        guidance=draw(st.sampled_from(["paper", "reference", constant_guidance])),
         per_sample=draw(st.booleans()),
         matching=draw(st.sampled_from(["action", "pre_squash"])),
         noise_clip=draw(st.one_of(st.none(), st.floats(0.01, 10))),
