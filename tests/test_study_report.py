@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from study import estimates
 from study.__main__ import main
-from study.estimates import choose_block, compute
+from study.estimates import choose_block, compute, interval_of_mean
 from study.records import Folders, write_atomically
 from study.report import write_report
 from study.results import collect
@@ -53,6 +54,14 @@ def make(tmp_path: Path, folders: Folders, without=(), **changes) -> Study:
     return study
 
 
+def rewrite_evaluations(path: Path, means: list[float]) -> None:
+    """Let a run's evaluations have these mean returns."""
+    record = json.loads(path.read_text())
+    for point, mean in zip(record["evaluations"], means, strict=True):
+        point["deterministic"] = [mean - 1, mean, mean + 1]
+    write_atomically(path, json.dumps(record))
+
+
 def pages(study: Study, folders: Folders) -> tuple[str, str]:
     markdown, html = write_report(study, folders)
     return markdown.read_text(), html.read_text()
@@ -86,6 +95,55 @@ def test_intervals_hold_the_estimate_and_have_a_width(tmp_path, folders):
     value, low, high = statistics.aggregates["td3"][1]
     assert value == low == high == pytest.approx(0.75)  # all its runs are alike
     assert statistics.efficiency["flowrl"].value.tolist() == sorted(statistics.efficiency["flowrl"].value)
+
+
+def test_interval_is_the_middle_95_percent_of_resampled_means(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimates, "REPLICATIONS", 20_000)
+    low, high = interval_of_mean([0.0, 0.0, 0.0, 100.0])
+    # The mean of four draws, each 100 with probability 1/4, is 75 or more with probability 13/256 and 100 with 1/256
+    assert (low, high) == (0.0, 75.0)
+
+
+def test_the_end_is_the_last_evaluation_and_the_mean_is_over_seeds(tmp_path, folders):
+    study = make(tmp_path, folders)
+    runs = [run for run in study.runs() if (run.env, run.label) == ("Pendulum-v1", "flowrl")]
+    for run, means in zip(runs, [[700.0, 900.0, 30.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], strict=True):
+        rewrite_evaluations(folders.record(study.name, run), means)
+    results = collect(study, folders)
+    assert results.mean_final("Pendulum-v1", "flowrl") == pytest.approx(10.0)
+    assert replace(results, last=2).mean_final("Pendulum-v1", "flowrl") == pytest.approx((900 + 30) / 2 / 3)
+    assert results.of("Pendulum-v1", "flowrl")[0].swing(2) == pytest.approx((900 - 30) / 2)
+    assert "| Pendulum-v1 | flowrl | 10.0 | 0.0 to 30.0 |" in pages(study, folders)[0]
+
+
+def test_last_evaluations_together_have_a_table_and_a_scale_of_their_own(tmp_path, folders):
+    study = make(tmp_path, folders, steps=2_000)
+    for run in study.runs():
+        final = FINALS[run.env][run.label][run.seed]
+        # A baseline that is twice as good, measured from random actions, but at the very end
+        before = RANDOM + 2 * (final - RANDOM) if run.label == "sac" else final
+        rewrite_evaluations(folders.record(study.name, run), [before] * 9 + [final])
+    results = collect(study, folders)
+    together = compute(replace(results, last=5))
+    best = RANDOM + (4 * 400 + 200) / 5  # SAC's on Pendulum
+    assert replace(results, last=5).scales["Pendulum-v1"] == (RANDOM, pytest.approx(best), "sac")
+    scores = [(final - RANDOM) / (best - RANDOM) for final in FINALS["Pendulum-v1"]["flowrl"]]
+    scores += [(final - RANDOM) / 200 for final in FINALS["MountainCarContinuous-v0"]["flowrl"]]  # TD3 is the best there
+    assert together.aggregates["flowrl"][0][0] == pytest.approx(trim_mean(scores, 0.25))
+    markdown, _ = pages(study, folders)
+    assert "mean of each run's last 5 evaluations" in markdown
+    assert f"| flowrl | {together.aggregates['flowrl'][0][0]:.2f} (" in markdown
+    assert (
+        "mean of each run's last 5"
+        not in pages(make(tmp_path, Folders(tmp_path / "few", tmp_path)), Folders(tmp_path / "few", tmp_path))[0]
+    )
+
+
+def test_lead_is_the_difference_of_iqms(tmp_path, folders):
+    statistics = compute(collect(make(tmp_path, folders), folders))
+    value, low, high = statistics.lead["flowrl", "sac"][0]
+    difference = statistics.aggregates["flowrl"][0][0] - statistics.aggregates["sac"][0][0]
+    assert value == pytest.approx(difference) and low < value < high
 
 
 def test_same_files_make_the_same_report(tmp_path, folders):
@@ -216,6 +274,23 @@ def test_command_keeps_the_study_file_of_other_results(tmp_path, folders, monkey
     assert folders.study(study.name).read_text() == "as it was"
 
 
+def test_command_keeps_the_study_file_that_asks_for_more(tmp_path, folders, monkeypatch, capsys):
+    study = make(tmp_path, folders)
+    written = (tmp_path / f"{study.name}.yml").rename(folders.study(study.name)).read_text()
+    narrow = write_study(tmp_path, study.name, environments=TASKS[:1], baselines=["sac"])
+    arguments = ["--results", str(folders.results), "--work", str(folders.work)]
+    monkeypatch.setattr(sys, "argv", ["study", "run", str(narrow), *arguments])
+    with pytest.raises(SystemExit, match=r"^error: .* asks for 16 finished runs .* Give the smaller study a name of its own"):
+        main()
+    assert folders.study(study.name).read_text() == written
+    for run in study.runs():
+        if run.label == "td3" or run.env != TASKS[0] or run.seed:
+            folders.record(study.name, run).unlink()
+    with pytest.raises(SystemExit, match="0"):  # of what it leaves out nothing is there
+        main()
+    assert folders.study(study.name).read_text() == narrow.read_text()
+
+
 def test_study_with_the_other_ending_is_reported_too(tmp_path, folders, monkeypatch, capsys):
     study = make(tmp_path, folders)
     path = (tmp_path / f"{study.name}.yml").rename(tmp_path / f"{study.name}.yaml")
@@ -247,6 +322,20 @@ def test_runs_that_were_not_made_alike_are_named(tmp_path, folders):
     record["defaults"]["tau"] = 0.5
     write_atomically(path, json.dumps(record))
     line = "- [Pendulum-v1_flowrl_seed1](runs/Pendulum-v1_flowrl_seed1.json), beside seed 0: tau was 0.95 and is 0.5"
+    assert line in pages(study, folders)[0]
+
+
+def test_variants_of_an_algorithm_with_other_defaults_are_named(tmp_path, folders):
+    algorithms: dict = dict(flowrl=None, sac=None, slow=dict(algo="flowrl", hyperparameters=dict(learning_rate=1e-4)))
+    study = make_study(tmp_path, algorithms=algorithms)
+    for run in study.runs():
+        finish(study, run, folders, 1.0)
+    assert "not made alike" not in pages(study, folders)[0]
+    path = folders.record(study.name, next(run for run in study.runs() if run.label == "slow"))
+    record = json.loads(path.read_text())
+    record["defaults"]["tau"] = 0.005
+    write_atomically(path, json.dumps(record))
+    line = "Pendulum-v1_slow_seed0.json), beside Pendulum-v1_flowrl_seed0, by default: tau was 0.95 and is 0.005"
     assert line in pages(study, folders)[0]
 
 

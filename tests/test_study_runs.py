@@ -211,6 +211,19 @@ def test_checkpoints_of_other_defaults_are_not_gone_on_from(tmp_path, monkeypatc
     assert record["resumed_at"] == [] and record["defaults"]["policy_delay"] == 3
 
 
+def test_checkpoints_of_before_an_argument_existed_are_gone_on_from(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "flowrl")
+    with monkeypatch.context() as patch:
+        interrupt_at(450, patch)
+        with pytest.raises(Interrupted):
+            execute(run, tmp_path / "run")
+    note = tmp_path / "run" / run_module.SPECIFICATION
+    before = json.loads(note.read_text())
+    del before["defaults"]["spread_coef"]
+    note.write_text(json.dumps(before))
+    assert execute(run, tmp_path / "run")["resumed_at"] == [400]
+
+
 def changed_default(algorithm: type, **changes) -> tuple:
     """The defaults of a constructor, with one changed."""
     defaults = {

@@ -18,11 +18,12 @@ from .study import StudyError, find_study, load_study
 
 def run(args: argparse.Namespace) -> bool:
     """Do a study's runs; tell whether all are finished."""
-    from .runner import Resources, find_missing, run_study
+    from .runner import Resources, check_no_run_is_lost, find_missing, run_study
 
     path = find_study(args.study)
     study, folders = load_study(path), Folders(args.results.resolve(), args.work.resolve())
     find_missing(study, folders)  # which fails, with the old study file still there, if the results are another study's
+    check_no_run_is_lost(study, folders)
     write_atomically(folders.study(study.name), path.read_text(encoding="utf-8"))
     resources = Resources(args.address, args.cpus, args.cpus_per_run, args.gpus_per_run, args.retries)
     return run_study(study, folders, resources)

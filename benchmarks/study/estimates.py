@@ -19,6 +19,8 @@ Key = TypeVar("Key")
 REPLICATIONS = 2_000
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
+#: So many that the steps of a profile look like steps.
+N_THRESHOLDS = 501
 #: The aggregates of a table, by the names that they have there.
 AGGREGATES: dict[str, Callable[[np.ndarray], float]] = {
     "IQM": metrics.aggregate_iqm,
@@ -62,12 +64,13 @@ class Statistics:
     What rliable says of a block.
 
     :param block: what was averaged over
-    :param aggregates: of each algorithm, one number for each of ``AGGREGATES``, of the last evaluation's scores
+    :param aggregates: of each algorithm, one number for each of ``AGGREGATES``, of the scores at the end of its runs
     :param thresholds: scores at which the profiles are given
-    :param profiles: of each algorithm, the share of runs whose last score is above each threshold
+    :param profiles: of each algorithm, the share of runs whose score at the end is above each threshold
     :param steps: environment steps of the evaluations
     :param efficiency: of each algorithm, the IQM at each evaluation
     :param improvement: of each pair of algorithms, how probably a run of the first beats one of the second
+    :param lead: of each pair of algorithms, the IQM of the first less that of the second
     """
 
     block: Block
@@ -77,6 +80,7 @@ class Statistics:
     steps: np.ndarray
     efficiency: dict[str, Estimate]
     improvement: dict[tuple[str, str], Estimate]
+    lead: dict[tuple[str, str], Estimate]
 
 
 def choose_block(results: Results) -> Block | None:
@@ -118,8 +122,8 @@ def compute(results: Results) -> Statistics | None:
     if block is None:
         return None
     curves = score_matrices(results, block)
-    finals = {label: scores[..., -1] for label, scores in curves.items()}
-    thresholds = np.linspace(0.0, max(1.5, max(scores.max() for scores in finals.values())), 61)
+    finals = {label: scores[..., -results.last :].mean(axis=-1) for label, scores in curves.items()}
+    thresholds = np.linspace(0.0, max(1.5, max(scores.max() for scores in finals.values())), N_THRESHOLDS)
     pairs = {
         (label, baseline): (finals[label], finals[baseline])
         for label in finals
@@ -138,6 +142,7 @@ def compute(results: Results) -> Statistics | None:
                 curves, lambda scores: np.array([metrics.aggregate_iqm(at) for at in np.moveaxis(scores, 2, 0)])
             ),
             improvement=_estimate(pairs, lambda x, y: np.array([metrics.probability_of_improvement(x, y)])),
+            lead=_estimate(pairs, lambda x, y: np.array([metrics.aggregate_iqm(x) - metrics.aggregate_iqm(y)])),
         )
 
 

@@ -9,7 +9,7 @@ traceback of one that failed. Both are small, and kept in git. What is needed on
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,14 +94,18 @@ def find_record(study: Study, run: Run, folders: Folders, arguments: Record | No
     )
 
 
-def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], parts: Sequence[str] = ("hyperparameters", "defaults")
+) -> list[str]:
     """
     :param recorded: a run's record, or what ``arguments.py`` makes
     :param now: the same of another run
+    :param parts: of which arguments
     :return: the arguments in which they differ, each with both values
     """
     found = []
-    for part, added in (("hyperparameters", {}), ("defaults", ADDED_SINCE)):
+    for part in parts:
+        added = ADDED_SINCE if part == "defaults" else {}
         names = recorded[part].keys() | now[part].keys()
         for name in sorted(names - {"n_timesteps"}):  # of rl_zoo3's files, over which the study's steps go
             before, after = (each[part].get(name, added.get(name)) for each in (recorded, now))

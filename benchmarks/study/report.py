@@ -7,6 +7,7 @@ someone has found in them goes into ``findings.md`` there, by hand, and is part 
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from .results import Finished, Results, collect
 from .study import DETERMINISTIC_ALGOS, Study
 from .zoo_plots import learning_curves
 
+#: How many of the last evaluations are taken together, to see whether it matters that one alone counts.
+LAST = 5
 #: Shares of the steps at which the tables tell of the way to the end.
 MILESTONES = (0.1, 0.25, 0.5, 0.75, 1.0)
 FINDINGS = "findings.md"
@@ -109,12 +112,19 @@ class Report:
         return state
 
     def _mixed(self) -> Iterable[str]:
-        """Runs that differ in more than the seed from the first of their task and algorithm."""
+        """
+        Runs that differ in more than the seed from the first of their task and label, or, in the constructors' defaults,
+        from the task's first of their algorithm, under whatever label.
+        """
         for env in self.study.environments:
+            firsts: dict[str, Finished] = {}
             for label in self.labels:
-                for each in (finished := self.results.of(env, label))[1:]:
+                for each in (finished := self.results.of(env, label)):
+                    first = firsts.setdefault(each.run.algo, each)
                     if found := differences(finished[0].record, each.record):
                         yield f"- {self._link(each.run.name, each)}, beside seed {finished[0].run.seed}: {'; '.join(found)}"
+                    elif each is finished[0] and (found := differences(first.record, each.record, ("defaults",))):
+                        yield f"- {self._link(each.run.name, each)}, beside {first.run.name}, by default: {'; '.join(found)}"
 
     def _findings(self) -> str:
         path = self.folder / FINDINGS
@@ -139,14 +149,10 @@ class Report:
             f"Scores at {self.study.steps:,} steps, deterministic evaluation, with {CONFIDENCE:.0%} intervals by stratified "
             f"bootstrap over runs ({REPLICATIONS:,} resamplings, rliable):"
         )
-        yield _table(
-            ["algorithm", *AGGREGATES],
-            [
-                [label, *(_cell(estimate, index, block, label) for index in range(len(AGGREGATES)))]
-                for label, estimate in statistics.aggregates.items()
-            ],
-        )
+        yield self._aggregates_table(statistics)
+        yield "IQM: of all runs' scores, the mean of the middle half. Mean: of all. Median: of the tasks' mean scores."
         yield self._image("Aggregate scores with intervals", self.figures.aggregates(statistics))
+        yield from self._of_more_evaluations()
         yield "IQM of the scores on the way, with intervals:"
         indices = self._milestones(statistics.steps)
         yield _table(
@@ -161,14 +167,39 @@ class Report:
         yield self._image("Performance profiles", self.figures.profiles(statistics))
         if statistics.improvement:
             yield (
-                "Probability that a run of the first ends higher than one of the second, averaged over the tasks, with "
-                "intervals:"
+                "Probability that a run of the first ends higher than one of the second, averaged over the tasks, and by how "
+                "much the first one's IQM is above the second's, with intervals:"
             )
             yield _table(
-                ["pair", "probability"],
-                [[" > ".join(pair), _cell(estimate, 0, block, *pair)] for pair, estimate in statistics.improvement.items()],
+                ["pair", "probability", "difference of the IQMs"],
+                [
+                    [" > ".join(pair), *(_cell(of[pair], 0, block, *pair) for of in (statistics.improvement, statistics.lead))]
+                    for pair in statistics.improvement
+                ],
             )
             yield self._image("Probability of improvement", self.figures.improvement(statistics))
+
+    def _aggregates_table(self, statistics: Statistics) -> str:
+        return _table(
+            ["algorithm", *AGGREGATES],
+            [
+                [label, *(_cell(estimate, index, statistics.block, label) for index in range(len(AGGREGATES)))]
+                for label, estimate in statistics.aggregates.items()
+            ],
+        )
+
+    def _of_more_evaluations(self) -> Iterable[str]:
+        """The aggregates of the last evaluations together."""
+        if len(self.results.finished[0].steps) < 2 * LAST:
+            return
+        statistics = compute(replace(self.results, last=LAST))
+        if statistics is None:  # on no task is a baseline's mean of them better than random actions
+            return
+        yield (
+            f"Policies swing from one evaluation to the next, of which these intervals know nothing. The same from the mean "
+            f"of each run's last {LAST} evaluations, with the best baseline's mean of as many as score 1:"
+        )
+        yield self._aggregates_table(statistics)
 
     def _runs_used(self, block: Block) -> str:
         used = "; ".join(f"{label}: {', '.join(map(str, seeds))}" for label, seeds in block.seeds.items())
@@ -193,10 +224,11 @@ class Report:
         yield (
             "Mean return of the last evaluation's episodes, deterministic; each number of a seed leads to its run's file. The "
             "interval is the mean's, by bootstrap over the seeds; of three seeds or two it is no more than their range. The "
-            "ratio is to the best baseline's mean."
+            f"ratio is to the best baseline's mean. Last {LAST}: the mean of as many evaluations. Swing: the standard "
+            "deviation of these around their mean in a run, averaged over the runs."
         )
         yield _table(
-            ["task", "algorithm", "mean", "interval", "score", "ratio", "seeds"],
+            ["task", "algorithm", "mean", "interval", "score", "ratio", f"last {LAST}", "swing", "seeds"],
             [self._task_row(env, label) for env in self.study.environments for label in self.labels],
         )
         if self.results.scales:
@@ -206,7 +238,10 @@ class Report:
                 for env, (random, mean, best) in self.results.scales.items()
             ]
             yield _table(["task", "random actions (score 0)", "best baseline", "its mean (score 1)", "its seeds"], rows)
-            yield "Random actions were evaluated before each run of the task, of whatever algorithm; this is their mean."
+            yield (
+                "Random actions were evaluated before each run of the task, of whatever algorithm; this is the mean of all "
+                "that the table above names for it."
+            )
         curves = learning_curves(self.results)
         comparisons = self.study.comparisons or {"": self.labels}
         for index, (title, labels) in enumerate(comparisons.items()):
@@ -226,7 +261,7 @@ class Report:
     def _task_row(self, env: str, label: str) -> list[str]:
         finished = self.results.of(env, label)
         if not finished:
-            return [env, label, "not run", "", "", "", ""]
+            return [env, label, "not run", *[""] * 6]
         finals = [each.final() for each in finished]
         mean = float(np.mean(finals))
         score = ratio = ""
@@ -237,7 +272,8 @@ class Report:
         low, high = interval_of_mean(finals)
         interval = f"{_number(low)} to {_number(high)}" if len(finals) > 1 else ""
         seeds = ", ".join(f"{each.run.seed}: {self._link(_number(each.final()), each)}" for each in finished)
-        return [env, label, _number(mean), interval, score, ratio, seeds]
+        means = (np.mean([each.final(last=LAST) for each in finished]), np.mean([each.swing(LAST) for each in finished]))
+        return [env, label, _number(mean), interval, score, ratio, *(_number(float(mean)) for mean in means), seeds]
 
     def _way_table(self) -> str:
         steps = self.results.finished[0].steps
@@ -305,8 +341,9 @@ class Report:
             [[label, _arguments(firsts[label]["defaults"])] for label in self.labels if label in firsts],
         )
         yield (
-            "Time of all finished runs, evaluations aside, on a machine that may do other things besides. Processor time "
-            "leaves out what others took; the updates a second are of processor time, environment included."
+            "Time of all finished runs, which the tables above name, evaluations aside, on a machine that may do other things "
+            "besides. Processor time leaves out what others took; the updates a second are of processor time, environment "
+            "included."
         )
         rows = []
         for label in self.labels:
@@ -358,9 +395,9 @@ def _arguments(arguments: Mapping[str, Any]) -> str:
 
 
 def _cell(estimate: Estimate, index: int, block: Block, *labels: str) -> str:
-    """A number with its interval, if it has one: one run of each algorithm has none."""
+    """A number with its interval, if it has one: where one run stands for an algorithm it has none."""
     value, low, high = estimate[index]
-    if all(len(block.seeds[label]) == 1 for label in labels):
+    if any(len(block.seeds[label]) == 1 for label in labels):
         return f"{value:.2f}"
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 

@@ -50,12 +50,20 @@ class Finished:
         values = [np.nan if point[quantity] is None else point[quantity] for point in points]
         return np.array([point["step"] for point in points]), np.array(values, dtype=float)
 
-    def final(self, mode: str = "deterministic") -> float:
+    def final(self, mode: str = "deterministic", last: int = 1) -> float:
         """
         :param mode: "deterministic" or "stochastic"
-        :return: mean return of the last evaluation's episodes
+        :param last: how many of the last evaluations count
+        :return: mean return of these evaluations' episodes
         """
-        return float(self.returns(mode)[-1].mean())
+        return float(self.returns(mode)[-last:].mean())
+
+    def swing(self, last: int) -> float:
+        """
+        :param last: how many of the last evaluations count
+        :return: standard deviation of their mean returns, deterministic, around the mean of them all
+        """
+        return float(self.returns()[-last:].mean(axis=1).std())
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,14 @@ class Results:
     :param finished: its finished runs, in the study's order
     :param missing: its other runs
     :param failures: tracebacks of those that failed
+    :param last: how many of a run's last evaluations count as its end
     """
 
     study: Study
     finished: list[Finished]
     missing: list[Run]
     failures: dict[str, str]
+    last: int = 1
 
     def of(self, env: str, label: str) -> list[Finished]:
         """
@@ -99,9 +109,9 @@ class Results:
         """
         :param env: the task
         :param label: the algorithm
-        :return: mean over its finished runs of the last evaluation's mean return, nan if there is none
+        :return: mean over its finished runs of their mean return at the end, nan if there is none
         """
-        finals = [each.final() for each in self.of(env, label)]
+        finals = [each.final(last=self.last) for each in self.of(env, label)]
         return float(np.mean(finals)) if finals else float("nan")
 
     @cached_property

@@ -23,7 +23,7 @@ from sb3_flowrl import zoo
 from .arguments import describe, resolve
 from .evaluation import Evaluate, Instruments, journal_of
 from .manager import Manager, make_manager
-from .records import Record, current_commit, describe_machine, write_atomically
+from .records import Record, current_commit, describe_machine, differences, write_atomically
 from .resuming import CheckpointAnyAlgorithm, resume
 from .study import Run
 
@@ -76,9 +76,12 @@ def discard_another_runs_checkpoints(run: Run, scratch: Path, arguments: Record)
     :param scratch: the run's folder
     :param arguments: what the run's model is made with
     """
-    note, specification = scratch / SPECIFICATION, dict(run=run.specification(), **arguments)
-    if note.exists() and json.loads(note.read_text()) != specification:
-        shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
+    note, specification = scratch / SPECIFICATION, json.loads(json.dumps(dict(run=run.specification(), **arguments)))
+    if note.exists():
+        before = json.loads(note.read_text())
+        if before["run"] != specification["run"] or differences(before, specification):
+            print(f"The checkpoints of another run are discarded: {before} is now {specification}")
+            shutil.rmtree(scratch / CHECKPOINTS, ignore_errors=True)
     write_atomically(note, json.dumps(specification))
 
 

@@ -24,7 +24,7 @@ from .arguments import resolve
 from .progress import Progress
 from .records import Folders, find_record, to_json, write_atomically
 from .run import PROGRESS, execute
-from .study import Run, Study, StudyError
+from .study import Run, Study, StudyError, load_study
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which Ray reads when it is imported
 try:
@@ -71,6 +71,25 @@ def find_missing(study: Study, folders: Folders) -> list[Run]:
     :raises StudyError: if there are results of other runs in the place of the study's, or of the same with other defaults
     """
     return [run for run in study.runs() if find_record(study, run, folders, resolve(run)) is None]
+
+
+def check_no_run_is_lost(study: Study, folders: Folders) -> None:
+    """
+    :param study: the study as it is about to be run
+    :param folders: where files are
+    :raises StudyError: if a run is finished that only the study file kept with the results asks for: the report would be
+        silent about it
+    """
+    kept = folders.study(study.name)
+    if not kept.is_file():
+        return
+    asked = {run.name for run in study.runs()}
+    lost = [run.name for run in load_study(kept).runs() if run.name not in asked and folders.record(study.name, run).exists()]
+    if lost:
+        raise StudyError(
+            f"{kept} asks for {len(lost)} finished runs that this study leaves out, such as {lost[0]}, and would be "
+            "overwritten. Give the smaller study a name of its own, with `includes` for what they share."
+        )
 
 
 def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
