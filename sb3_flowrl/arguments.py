@@ -111,11 +111,12 @@ def initial_spread_coef(spread_coef: str) -> float:
     :param spread_coef: "auto", or a first value after it, as in "auto_0.1"
     :return: the coefficient to begin with, or 0 if the text is none of them
     """
-    match = re.fullmatch(r"auto(_[\d.]+)?", spread_coef)
+    match = re.fullmatch(r"auto(?:_(.+))?", spread_coef)
     try:
-        return float((match[1] or "_1")[1:]) if match else 0.0
+        initial = float(match[1] or 1) if match else 0.0
     except ValueError:
         return 0.0
+    return initial if math.isfinite(initial) else 0.0
 
 
 def _check_device(name: str, value: Any) -> None:
@@ -184,7 +185,8 @@ ALGORITHM_CHECKS: dict[str, Check] = {
     "guidance": _check_guidance,
     "per_sample": _check_bool,
     "spread_coef": _check_spread_coef,
-    "target_spread": _number(lambda x: 0.0 < x < 1.0, "a number strictly between 0 and 1"),
+    # The floor of `losses.log_spread` hides what is narrower, and wider than evenly spread no policy gets for long
+    "target_spread": _number(lambda x: 0.03 <= x <= 0.6, "a number from 0.03 to 0.6, which is nearly evenly spread actions"),
     "matching": _choice(*MATCHING_SPACES),
     "noise_clip": lambda name, value: (
         None if value is None else check_number(name, value, lambda x: x > 0.0, "a number above 0, or None not to clip")

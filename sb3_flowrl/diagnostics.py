@@ -27,6 +27,7 @@ from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.losses import clipped_min
 from sb3_flowrl.networks import FlowCritic
 from sb3_flowrl.replay import Batch, sample_batches
+from sb3_flowrl.stacked import StackedBatchNorm
 
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
@@ -233,7 +234,7 @@ def policy_actions(model: OffPolicyAlgorithm, obs: PyTorchObs) -> th.Tensor:
 @th.no_grad()
 def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
     """
-    What the last layer of a critic's networks is given.
+    What the last hidden layer of a critic's networks gives.
 
     :param critic: a critic of FlowRL, or one of SB3's form
     :param obs: observations, ``(B, *obs_shape)``
@@ -242,7 +243,11 @@ def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> t
     """
     if isinstance(critic, FlowCritic):
         x = th.cat([critic.features(obs), actions.float()], dim=1)
-        hidden: Sequence[Callable[[th.Tensor], th.Tensor]] = list(critic.networks)[:-1]
+        layers = list(critic.networks)[:-1]
+        # A normalisation that comes after the activation is none of the hidden layer's
+        hidden: Sequence[Callable[[th.Tensor], th.Tensor]] = (
+            layers[:-1] if isinstance(layers[-1], StackedBatchNorm) else layers
+        )
         return reduce(lambda y, layer: layer(y), hidden, x.expand(critic.networks.n_networks, *x.shape))
     critic = cast(ContinuousCritic, critic)
     x = th.cat([critic.extract_features(obs, critic.features_extractor), actions.float()], dim=1)
@@ -280,7 +285,7 @@ def actor_terms(model: "FlowRL", batch: Batch, noise: FlowNoise) -> ActorTerms:
     returned, and not left in ``.grad``.
 
     The loss is training's own, ``update.actor_loss``: once as it is, and once with weights of 0, where the Q term remains.
-    What is between them is the constraint's.
+    What is between them is the constraint's. A spread's term (``spread_coef``) is left out.
 
     :param model: the model
     :param batch: replay samples

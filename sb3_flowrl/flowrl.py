@@ -2,6 +2,7 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -108,7 +110,8 @@ class FlowRL(OffPolicyAlgorithm):
         keeps the flow from collapsing to a point, after which nothing new is tried. "auto" learns it, as SAC its ``ent_coef``,
         so that the spread stays at ``target_spread``; "auto_0.1" begins with 0.1 instead of 1; 0 leaves it out, as the paper
         does
-    :param target_spread: the spread to keep with ``spread_coef="auto"``, as the standard deviation of a Gaussian in [-1, 1]
+    :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of the
+        actions, scaled to [-1, 1], in its geometric mean over their dimensions, see ``losses.log_spread``
     :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
         TF32 on CUDA, see ``update.matmul_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
         optimiser state and losses stay in float32
@@ -272,18 +275,17 @@ class FlowRL(OffPolicyAlgorithm):
     def _setup_spread_coef(self) -> None:
         self.log_spread_coef: th.Tensor | None = None
         self.spread_coef_optimizer: th.optim.Optimizer | None = None
-        if not self.spread_coef:
-            return
-        initial = initial_spread_coef(self.spread_coef) if isinstance(self.spread_coef, str) else self.spread_coef
-        # The logarithm, so that it stays above 0
-        self.log_spread_coef = th.full((1,), initial, device=self.device).log()
         if isinstance(self.spread_coef, str):
-            self.log_spread_coef.requires_grad_()
+            # The logarithm, so that it stays above 0
+            initial = math.log(initial_spread_coef(self.spread_coef))
+            self.log_spread_coef = th.full((1,), initial, device=self.device, requires_grad=True)
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
     def _current_spread_coef(self) -> th.Tensor | None:
         """The coefficient as the actor's loss takes it."""
-        return None if self.log_spread_coef is None else self.log_spread_coef.detach().exp().squeeze()
+        if self.log_spread_coef is not None:
+            return self.log_spread_coef.detach().exp().squeeze()
+        return th.full((), float(self.spread_coef), device=self.device) if self.spread_coef else None
 
     def _flow_kwargs(self) -> dict[str, Any]:
         return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
@@ -555,6 +557,31 @@ class FlowRL(OffPolicyAlgorithm):
             self._generators_before_step = run_state.generator_states(self.env)
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, as in SB3.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
+            containing nn.Module parameters used by the policy.
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        :raises RuntimeError: if the coefficient of the spread is learned here and not there, or there and not here
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
+        if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
+            raise RuntimeError(
+                f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
+                f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
+                f'spread_coef="auto".'
+            )
+        super().set_parameters(params, exact_match=exact_match, device=device)
+
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
         own = ["_batch_norm_stats", "_generators_before_step", "_compilable_value_gradients", "_compilable_actor_gradients"]
@@ -562,8 +589,6 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
-        if self.log_spread_coef is None:
+        if self.spread_coef_optimizer is None:
             return ["policy", *optimizers], []
-        if self.spread_coef_optimizer is not None:
-            optimizers.append("spread_coef_optimizer")
-        return ["policy", *optimizers], ["log_spread_coef"]
+        return ["policy", *optimizers, "spread_coef_optimizer"], ["log_spread_coef"]

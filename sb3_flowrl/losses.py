@@ -104,9 +104,11 @@ def actor_loss(q_policy: th.Tensor, constraint: th.Tensor) -> th.Tensor:
 def log_spread(actions: th.Tensor, others: th.Tensor) -> th.Tensor:
     """
     How far apart two actions of the policy in one state are: the mean logarithm of their distance in each dimension (not in
-    the paper). Unlike a standard deviation, it has a gradient that grows as they come closer.
+    the paper). Unlike a standard deviation, it has a gradient that grows as they come closer, down to :data:`SPREAD_FLOOR`.
 
-    Two samples of a Gaussian with standard deviation σ in each dimension have log σ, on average.
+    Two samples of a Gaussian with standard deviation σ in each dimension have log σ, on average, and with different ones the
+    logarithm of their geometric mean. The floor makes small ones larger: σ = 0.05, 0.1 and 0.16 are measured as 0.069, 0.118
+    and 0.178. In [-1, 1] the largest possible is 0.70, and samples that are spread evenly have 0.61.
 
     :param actions: actions from one base sample a0 for each state, ``(B, A)``
     :param others: actions from another, ``(B, A)``

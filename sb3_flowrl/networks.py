@@ -40,18 +40,21 @@ def create_normed_mlp(
     :param activation_fn: activation of the hidden layers
     :param layer_norm: whether a block has its LayerNorm
     :param linear_ends: leave out the activation of the first and of the last block (the authors' critics)
-    :param batch_norm: normalise by batch, the input too, in the place of LayerNorm (CrossQ's critics)
+    :param batch_norm: normalise the input of every linear layer by batch, in the place of LayerNorm (CrossQ's critics). After
+        the activation and not before it: there it would cancel the linear layer's bias, whose gradient would be rounding
+        errors alone, of which Adam makes whole steps
     :return: the network
     """
-    layers: list[nn.Module] = [_batch_norm(input_dim)] if batch_norm else []
+    layers: list[nn.Module] = []
     width = input_dim
     for index, next_width in enumerate(net_arch):
+        layers += [_batch_norm(width)] if batch_norm else []
         layers.append(nn.Linear(width, next_width))
-        if batch_norm or layer_norm:
-            layers.append(_batch_norm(next_width) if batch_norm else nn.LayerNorm(next_width))
-        if not (linear_ends and index in (0, len(net_arch) - 1)):
+        layers += [nn.LayerNorm(next_width)] if layer_norm and not batch_norm else []
+        if batch_norm or not (linear_ends and index in (0, len(net_arch) - 1)):
             layers.append(activation_fn())
         width = next_width
+    layers += [_batch_norm(width)] if batch_norm else []
     layers.append(nn.Linear(width, output_dim))
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -221,7 +224,8 @@ class _ValueModel(BaseModel):
          dividing by 255.0 (True by default)
     :param n_networks: Number of networks
     :param share_features_extractor: Whether the features extractor is the actor's, and learned from its loss only
-    :param batch_norm: Whether the networks are normalised by batch, their input too, in the place of LayerNorm
+    :param batch_norm: Whether the inputs of all linear layers are normalised by batch, in the place of LayerNorm. Each hidden
+        layer then has its activation, whatever the layout
     """
 
     #: Whether the value is that of a state and an action

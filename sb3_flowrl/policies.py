@@ -1,5 +1,5 @@
 """
-The policy of FlowRL, which holds its six networks and their optimisers.
+The policy of FlowRL, which holds its networks and their optimisers.
 """
 
 from functools import partial
@@ -39,9 +39,10 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``.
         Default: the authors' ``dict(pi=nn.ELU, qf=nn.GELU)`` (the paper's critics use mish)
     :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
-    :param batch_norm: Whether Q_π is normalised by batch, its input too, in the place of its LayerNorms, and does without a
-        target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from its own values, computed in one pass with
-        those that are trained
+    :param batch_norm: Whether the inputs of Q_π's layers are normalised by batch, in the place of its LayerNorms (and of its
+        ``critic_layout``), and it does without a target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from
+        its own values, computed in one pass of its networks with those that are trained. Unlike sb3_contrib's CrossQ, the
+        actor has no batch normalisation, and the moments are those of plain batch normalisation from first to last
     :param critic_layout: "mlp", or "reference" for the critics and V_β* of the authors' code, which leave out the
         activation of the first and of the last hidden layer; theirs are four wide, ``qf=[512, 512, 512, 512]``
     :param features_extractor_class: Features extractor to use.
@@ -155,7 +156,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.behavior_critic_target = self.make_critic()
         self.behavior_value = self.make_value(shared)
 
-        # Both critics of a fresh model judge alike, so that the first weights compare policies and not initialisations
+        # Both critics of a fresh model judge alike, so that the first weights compare policies and not initialisations. They
+        # can't where one of them is normalised by batch
         if self.critic_target is not None:
             for copy in (self.critic_target, self.behavior_critic):
                 copy.load_state_dict(self.critic.state_dict())
@@ -223,7 +225,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     @property
     def networks(self) -> Networks:
-        """:return: the six networks"""
+        """:return: the networks that an update needs"""
         return Networks(
             self.actor,
             self.critic,
@@ -250,7 +252,10 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         with th.no_grad():
             best_features = self.behavior_critic_target.features(obs)
             next_actor = self.actor.features(next_obs)
-            next_critic = (self.critic if self.critic_target is None else self.critic_target).features(next_obs)
+            if self.critic_target is None and self.share_features_extractor:
+                next_critic = next_actor
+            else:
+                next_critic = (self.critic if self.critic_target is None else self.critic_target).features(next_obs)
             next_value = next_actor if self.share_features_extractor else self.behavior_value.features(next_obs)
         if self.share_features_extractor:
             assert actor_features is not None  # for mypy

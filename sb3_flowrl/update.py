@@ -40,7 +40,7 @@ SPREAD_LOG = "log_spread"
 
 class Networks(NamedTuple):
     """
-    The policy's networks. A batch-normalised Q_π has no target.
+    The policy's networks. A batch-normalised Q_π has no target: its values of s and s' have to come from one pass.
     """
 
     actor: FlowActor
@@ -97,7 +97,7 @@ class Gradients(NamedTuple):
 class Features(NamedTuple):
     """
     What each network sees of the states s and s', ``(B, features_dim)`` each. Where the features extractors are equal and
-    have nothing to learn, as for vectors, all are one tensor.
+    have nothing to learn, as for vectors, all are one tensor. Where Q_π has no target, ``next_critic_target`` is its own view.
     """
 
     critic: th.Tensor

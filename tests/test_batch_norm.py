@@ -5,7 +5,7 @@ import torch as th
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
-from sb3_flowrl import DiagnosticsCallback, FlowRL, update
+from sb3_flowrl import DiagnosticsCallback, FlowActorCriticPolicy, FlowRL, update
 from sb3_flowrl.networks import create_normed_mlp
 from sb3_flowrl.stacked import StackedBatchNorm, StackedMLP
 from tests.test_flowrl import assert_same, batch_of, make_model, parameters, trained_model
@@ -18,7 +18,7 @@ def make_networks() -> list[nn.Sequential]:
     th.manual_seed(0)
     networks = [create_normed_mlp(3, 1, [16, 8], nn.ReLU, batch_norm=True) for _ in range(2)]
     assert [type(layer) for layer in networks[0]] == [
-        nn.BatchNorm1d, *[nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2, nn.Linear
+        *[nn.BatchNorm1d, nn.Linear, nn.ReLU] * 2, nn.BatchNorm1d, nn.Linear
     ]  # fmt: skip
     return networks
 
@@ -74,6 +74,27 @@ def test_both_states_are_normalised_by_the_moments_of_both():
     th.testing.assert_close(swapped[1], values, rtol=1e-4, atol=1e-5)
 
 
+def test_running_moments_follow_by_a_hundredth():
+    stack = StackedMLP(make_networks())
+    x = 3.0 * th.randn(32, 3) + 2.0
+    stack(x, by_batch=True)
+    th.testing.assert_close(stack[0].running_mean[0], 0.01 * x.mean(0))
+    th.testing.assert_close(stack[0].running_var[0], 0.99 + 0.01 * x.var(0))
+
+
+@pytest.mark.parametrize("critic_layout", ["mlp", "reference"])
+def test_no_parameter_is_trained_by_rounding_errors(critic_layout):
+    """A bias that the next normalisation cancels would be: Adam makes whole steps of gradients of any size."""
+    model = trained_model(policy_kwargs=dict(net_arch=[16, 16, 16], batch_norm=True, critic_layout=critic_layout))
+    batch, noise = batch_of(model, 32), model._draw_noise(32)
+    features = model.policy.value_features(batch.observations, batch.next_observations, None)
+    arguments = (model.policy.networks, model._settings(), model._transitions(batch), noise, features)
+    gradients, _ = update.value_gradients(*arguments)
+    names = [name for name, _ in model.critic.networks.named_parameters()]
+    largest = {name: gradient.abs().max().item() for name, gradient in zip(names, gradients.gradients, strict=False)}
+    assert all(value > 1e-4 for value in largest.values()), largest
+
+
 def test_q_bootstraps_from_itself_and_the_others_from_their_targets():
     model = trained_model(policy_kwargs=NET)
     assert model.critic_target is None and model.behavior_critic_target is not None
@@ -85,8 +106,9 @@ def test_q_bootstraps_from_itself_and_the_others_from_their_targets():
     q_values, next_q_values = update.policy_values(model.policy.networks, model._transitions(batch), noise, features)
     assert q_values.requires_grad and not next_q_values.requires_grad
     next_actions = model.actor.flow(features.next_actor, noise.next_action)
-    expected = model.critic.joint_values(features.critic, batch.actions, features.next_critic_target, next_actions)
-    th.testing.assert_close((q_values, next_q_values), expected)
+    here, there = th.cat([features.critic, batch.actions], 1), th.cat([features.next_critic_target, next_actions], 1)
+    expected = model.critic.networks(th.cat([here, there]), by_batch=True)
+    th.testing.assert_close((q_values, next_q_values), expected.split(32, dim=1))
 
 
 def test_every_network_and_the_running_moments_move():
@@ -123,6 +145,9 @@ def test_features_extractors_that_learn(share_features_extractor):
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path):
     model = trained_model(policy_kwargs=NET, spread_coef="auto")
     model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    alone = FlowActorCriticPolicy.load(tmp_path / "policy", device="cpu")
+    assert_same(dict(model.policy.state_dict()), dict(alone.state_dict()))
     loaded = FlowRL.load(tmp_path / "model", env=model.env)
     assert_same(parameters(model), parameters(loaded))
     loaded.replay_buffer = model.replay_buffer

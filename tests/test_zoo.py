@@ -239,6 +239,15 @@ def test_fallback_without_the_hook(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------- tuning
 
 
+def test_trials_of_before_a_parameter_was_searched_stay_what_they_were():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    extra = dict(using_her_replay_buffer=False, her_kwargs={})
+    study.optimize(lambda trial: len(sample_flowrl_params(trial, 1, 1, extra)), n_trials=1)
+    before = {name: value for name, value in study.best_trial.params.items() if name not in ("spread_coef", "batch_norm")}
+    converted = convert_flowrl_params(before)
+    assert converted["spread_coef"] == 0.0 and converted["policy_kwargs"]["batch_norm"] is False
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_sampled_and_stored_parameters_give_the_same_model(seed):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))

@@ -64,7 +64,8 @@ def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :param sampled_params: a trial's parameters
     :return: arguments of ``FlowRL``
     """
-    params = sampled_params.copy()
+    # A study that was begun before these were searched had them at their defaults of then
+    params = {"spread_coef": 0.0, "batch_norm": False, **sampled_params}
     params["gamma"] = 1 - params.pop("one_minus_gamma")
     params["batch_size"] = 2 ** params.pop("batch_size_pow")
     params["policy_kwargs"] = dict(
