@@ -2,6 +2,7 @@
 The figures of a report, as SVG files that are the same whenever they are drawn from the same numbers.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -76,7 +77,7 @@ class Figures:
                 axis.set_visible(False)
             for axis in axes[::columns]:
                 axis.set_ylabel("mean return")
-            _legend_below(figure, axes, len(labels))
+            _add_legend(figure, axes, len(labels))
         return self._path(name)
 
     def instruments(self, results: Results, quantities: Sequence[str]) -> Path:
@@ -88,7 +89,7 @@ class Figures:
         measured = results.measured
         envs = [env for env in results.study.environments if any(each.run.env == env for each in measured)]
         rows, columns = len(quantities), len(envs)
-        with self._drawing("instruments", rows, columns, (3.6 * columns + 1.0, 2.0 * rows)) as (figure, axes):
+        with self._drawing("instruments", rows, columns, (2.6 * columns + 0.8, 1.7 * rows)) as (figure, axes):
             for index, axis in enumerate(axes):
                 quantity, env = quantities[index // columns], envs[index % columns]
                 for label in results.study.algorithms:
@@ -104,11 +105,11 @@ class Figures:
                 if index < columns:
                     axis.set_title(env)
                 if index % columns == 0:
-                    axis.set_ylabel(quantity.replace("_", " "))
+                    axis.set_ylabel(textwrap.fill(quantity.replace("_", " "), 18))
                 _label_steps(axis)
                 if index < len(axes) - columns:
                     axis.set_xlabel("")
-            _legend_below(figure, axes, len(self.colors))
+            _add_legend(figure, axes, len(self.colors), "upper")  # where it is seen without scrolling
         return self._path("instruments")
 
     def aggregates(self, statistics: Statistics) -> Path:
@@ -143,7 +144,7 @@ class Figures:
             )
             plot_utils.plot_performance_profiles(values, statistics.thresholds, intervals, ax=axes[0], **options)
             _thin_axes(axes[0])
-            _legend_below(figure, axes, len(values))
+            _add_legend(figure, axes, len(values))
         return self._path("profiles")
 
     def efficiency(self, statistics: Statistics) -> Path:
@@ -157,7 +158,7 @@ class Figures:
             plot_utils.plot_sample_efficiency_curve(statistics.steps, values, intervals, ax=axes[0], **options)
             _label_steps(axes[0])
             _thin_axes(axes[0])
-            _legend_below(figure, axes, len(values))
+            _add_legend(figure, axes, len(values))
         return self._path("efficiency")
 
     def improvement(self, statistics: Statistics) -> Path:
@@ -205,9 +206,9 @@ def _thin_axes(axis: Axes) -> None:
         spine.set_position(("outward", 0))
 
 
-def _legend_below(figure: Figure, axes: np.ndarray, n_labels: int) -> None:
+def _add_legend(figure: Figure, axes: np.ndarray, n_labels: int, place: str = "lower") -> None:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(n_labels, 3), frameon=False)
+    figure.legend(handles.values(), handles, loc=f"outside {place} center", ncols=min(n_labels, 3), frameon=False)
 
 
 def _unpack(estimates: dict[str, Estimate]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
