@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 
@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.25,
 }
+Place = Literal["outside lower center", "outside upper center"]
 TEXT = {"labelsize": "medium", "ticklabelsize": "medium"}
 MAX_COLUMNS = 3
 
@@ -109,7 +110,7 @@ class Figures:
                 _label_steps(axis)
                 if index < len(axes) - columns:
                     axis.set_xlabel("")
-            _add_legend(figure, axes, len(self.colors), "upper")  # where it is seen without scrolling
+            _add_legend(figure, axes, len(self.colors), "outside upper center")  # where it is seen without scrolling
         return self._path("instruments")
 
     def aggregates(self, statistics: Statistics) -> Path:
@@ -206,9 +207,9 @@ def _thin_axes(axis: Axes) -> None:
         spine.set_position(("outward", 0))
 
 
-def _add_legend(figure: Figure, axes: np.ndarray, n_labels: int, place: str = "lower") -> None:
+def _add_legend(figure: Figure, axes: np.ndarray, n_labels: int, place: Place = "outside lower center") -> None:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc=f"outside {place} center", ncols=min(n_labels, 3), frameon=False)
+    figure.legend(handles.values(), handles, loc=place, ncols=min(n_labels, 3), frameon=False)
 
 
 def _unpack(estimates: dict[str, Estimate]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
