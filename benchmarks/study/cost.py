@@ -19,8 +19,10 @@ CONTENDERS = {"flowrl": "FlowRL float32 compiled", "sac": "SAC", "td3": "TD3", "
 LEANRL_SAC = 725
 GPU = """\
 GPU hours: updates / rate / 3600 × the share of a GPU that a run gets (`--gpus-per-run`), where the rate is that of one run
-among as many as share the GPU. Nobody has measured FlowRL's: measure it there, and `--rate` gives the hours. For scale, at the
-{rate} steps a second that LeanRL reports of its SAC alone on an H100, a run takes {hours:.2f} GPU hours."""
+among as many as share the GPU. **Nobody has measured FlowRL's, so there is no estimate of the study's GPU hours here**: measure
+it there, and `--rate` gives them. For scale alone: at the {rate} steps a second that LeanRL reports of its own SAC, one on an H100,
+a run takes {hours:.2f} GPU hours, and {n_runs} take {all_hours:.0f}. FlowRL's updates do more than SAC's, and those of wider networks
+more than theirs."""
 
 
 def measured_rates(path: Path) -> tuple[dict[str, float], str]:
@@ -80,6 +82,7 @@ def describe_cost(study: Study, rates: Mapping[str, float]) -> str:
         "environments' own time and the evaluations "
         f"({evaluation.episodes} episodes every {evaluation.every:,} steps) come on top, and aren't in it."
     )
-    gpu = GPU.format(rate=LEANRL_SAC, hours=study.steps / LEANRL_SAC / 3600)
+    hours, n_runs = study.steps / LEANRL_SAC / 3600, len(study.runs())
+    gpu = GPU.format(rate=LEANRL_SAC, hours=hours, n_runs=n_runs, all_hours=n_runs * hours)
     tables = [estimate_cost(study, found, origin) for found, origin in sources]
     return "\n\n".join([f"# What the study `{study.name}` takes", assumptions, *tables, gpu])
