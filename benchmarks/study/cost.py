@@ -20,9 +20,9 @@ LEANRL_SAC = 725
 GPU = """\
 GPU hours: updates / rate / 3600 × the share of a GPU that a run gets (`--gpus-per-run`), where the rate is that of one run
 among as many as share the GPU. **Nobody has measured FlowRL's, so there is no estimate of the study's GPU hours here**:
-measure it there, and `--rate` gives them. For scale alone: at the {rate} steps a second that LeanRL reports of its own SAC, one
-on an H100, a run takes {hours:.2f} GPU hours, and {n_runs} take {all_hours:.0f}. FlowRL's updates do more than SAC's, and those
-of wider networks more than theirs."""
+measure it there, and `--rate` gives them. For scale alone: at the {rate} steps a second that LeanRL reports of its own SAC,
+one on an H100, a run takes {hours:.2f} GPU hours, and {n_runs} take {all_hours:.0f}. FlowRL's updates do more than SAC's, and
+those of wider networks more than theirs."""
 
 
 def measured_rates(path: Path) -> tuple[dict[str, float], str]:
