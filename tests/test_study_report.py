@@ -139,6 +139,14 @@ def test_last_evaluations_together_have_a_table_and_a_scale_of_their_own(tmp_pat
     )
 
 
+def test_iqm_without_a_task_is_that_of_the_others(tmp_path, folders):
+    study = make(tmp_path, folders)
+    leaving_out = compute(collect(study, folders)).leaving_out["flowrl"]
+    expected = [trim_mean([(final - RANDOM) / 200 for final in FINALS[task]["flowrl"]], 0.25) for task in reversed(TASKS)]
+    assert leaving_out == pytest.approx(expected)
+    assert f"| flowrl | {expected[0]:.2f} | {expected[1]:.2f} |" in pages(study, folders)[0]
+
+
 def test_lead_is_the_difference_of_iqms(tmp_path, folders):
     statistics = compute(collect(make(tmp_path, folders), folders))
     value, low, high = statistics.lead["flowrl", "sac"][0]

@@ -64,6 +64,7 @@ class Statistics:
     What rliable says of a block.
 
     :param block: what was averaged over
+    :param leaving_out: of each algorithm, the IQM at the end of the runs without each of the tasks, in the block's order
     :param aggregates: of each algorithm, one number for each of ``AGGREGATES``, of the scores at the end of its runs
     :param thresholds: scores at which the profiles are given
     :param profiles: of each algorithm, the share of runs whose score at the end is above each threshold
@@ -74,6 +75,7 @@ class Statistics:
     """
 
     block: Block
+    leaving_out: dict[str, list[float]]
     aggregates: dict[str, Estimate]
     thresholds: np.ndarray
     profiles: dict[str, Estimate]
@@ -134,6 +136,11 @@ def compute(results: Results) -> Statistics | None:
     with own_random_numbers(BOOTSTRAP_SEED, th.device("cpu")):
         return Statistics(
             block=block,
+            leaving_out={
+                label: [metrics.aggregate_iqm(np.delete(scores, task, axis=1)) for task in range(len(block.envs))]
+                for label, scores in finals.items()
+                if len(block.envs) > 1
+            },
             aggregates=_estimate(finals, lambda scores: np.array([f(scores) for f in AGGREGATES.values()])),
             thresholds=thresholds,
             profiles=_pack(library.create_performance_profile(finals, thresholds, reps=REPLICATIONS)),

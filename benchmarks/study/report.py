@@ -153,6 +153,10 @@ class Report:
         yield "IQM: of all runs' scores, the mean of the middle half. Mean: of all. Median: of the tasks' mean scores."
         yield self._image("Aggregate scores with intervals", self.figures.aggregates(statistics))
         yield from self._of_more_evaluations()
+        if statistics.leaving_out:
+            yield "Does it hang on one task? IQM at the last evaluation, without:"
+            rows = [[label, *(f"{value:.2f}" for value in values)] for label, values in statistics.leaving_out.items()]
+            yield _table(["algorithm", *block.envs], rows)
         yield "IQM of the scores on the way, with intervals:"
         indices = self._milestones(statistics.steps)
         yield _table(
