@@ -252,10 +252,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         with th.no_grad():
             best_features = self.behavior_critic_target.features(obs)
             next_actor = self.actor.features(next_obs)
-            if self.critic_target is None and self.share_features_extractor:
-                next_critic = next_actor
-            else:
-                next_critic = (self.critic if self.critic_target is None else self.critic_target).features(next_obs)
+            bootstrap = self.critic if self.critic_target is None else self.critic_target
+            next_critic = next_actor if bootstrap.share_features_extractor else bootstrap.features(next_obs)
             next_value = next_actor if self.share_features_extractor else self.behavior_value.features(next_obs)
         if self.share_features_extractor:
             assert actor_features is not None  # for mypy

@@ -115,6 +115,25 @@ def score_matrices(results: Results, block: Block) -> dict[str, np.ndarray]:
     return matrices
 
 
+def final_scores(results: Results, block: Block) -> dict[str, np.ndarray]:
+    """
+    :param results: the study's results
+    :param block: what to take of them
+    :return: of each algorithm, scores at the end of its runs, shape (seeds, tasks)
+    """
+    return {label: scores[..., -results.last :].mean(axis=-1) for label, scores in score_matrices(results, block).items()}
+
+
+def aggregate(finals: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """
+    :param finals: of each algorithm, scores at the end of its runs, shape (seeds, tasks)
+    :return: of each algorithm, one number for each of ``AGGREGATES``
+    """
+    # rliable takes a random state, but draws from numpy's global generator all the same
+    with own_random_numbers(BOOTSTRAP_SEED, th.device("cpu")):
+        return _aggregate(finals)
+
+
 def compute(results: Results) -> Statistics | None:
     """
     :param results: the study's results
@@ -124,7 +143,7 @@ def compute(results: Results) -> Statistics | None:
     if block is None:
         return None
     curves = score_matrices(results, block)
-    finals = {label: scores[..., -results.last :].mean(axis=-1) for label, scores in curves.items()}
+    finals = final_scores(results, block)
     thresholds = np.linspace(0.0, max(1.5, max(scores.max() for scores in finals.values())), N_THRESHOLDS)
     pairs = {
         (label, baseline): (finals[label], finals[baseline])
@@ -132,7 +151,6 @@ def compute(results: Results) -> Statistics | None:
         for baseline in results.study.baselines
         if label not in results.study.baselines
     }
-    # rliable takes a random state, but draws from numpy's global generator all the same
     with own_random_numbers(BOOTSTRAP_SEED, th.device("cpu")):
         return Statistics(
             block=block,
@@ -141,7 +159,7 @@ def compute(results: Results) -> Statistics | None:
                 for label, scores in finals.items()
                 if len(block.envs) > 1
             },
-            aggregates=_estimate(finals, lambda scores: np.array([f(scores) for f in AGGREGATES.values()])),
+            aggregates=_aggregate(finals),
             thresholds=thresholds,
             profiles=_pack(library.create_performance_profile(finals, thresholds, reps=REPLICATIONS)),
             steps=results.finished[0].steps,
@@ -162,6 +180,10 @@ def interval_of_mean(returns: list[float]) -> tuple[float, float]:
         estimate = _estimate({"": np.array(returns)[:, None]}, lambda scores: np.array([scores.mean()]))[""]
     _, low, high = estimate[0]
     return low, high
+
+
+def _aggregate(finals: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    return _estimate(finals, lambda scores: np.array([f(scores) for f in AGGREGATES.values()]))
 
 
 def _estimate(scores: Mapping[Key, Any], statistic: Callable[..., np.ndarray]) -> dict[Key, Estimate]:

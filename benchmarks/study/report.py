@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from .estimates import AGGREGATES, CONFIDENCE, REPLICATIONS, Block, Estimate, Statistics, compute, interval_of_mean
+from .estimates import (
+    AGGREGATES,
+    CONFIDENCE,
+    REPLICATIONS,
+    Block,
+    Estimate,
+    Statistics,
+    aggregate,
+    choose_block,
+    compute,
+    final_scores,
+    interval_of_mean,
+)
 from .figures import Figures
 from .page import to_html
 from .records import Folders, differences, write_atomically
@@ -149,7 +161,7 @@ class Report:
             f"Scores at {self.study.steps:,} steps, deterministic evaluation, with {CONFIDENCE:.0%} intervals by stratified "
             f"bootstrap over runs ({REPLICATIONS:,} resamplings, rliable):"
         )
-        yield self._aggregates_table(statistics)
+        yield self._aggregates_table(statistics.aggregates, block)
         yield "IQM: of all runs' scores, the mean of the middle half. Mean: of all. Median: of the tasks' mean scores."
         yield self._image("Aggregate scores with intervals", self.figures.aggregates(statistics))
         yield from self._of_more_evaluations()
@@ -183,12 +195,12 @@ class Report:
             )
             yield self._image("Probability of improvement", self.figures.improvement(statistics))
 
-    def _aggregates_table(self, statistics: Statistics) -> str:
+    def _aggregates_table(self, aggregates: Mapping[str, Estimate], block: Block) -> str:
         return _table(
             ["algorithm", *AGGREGATES],
             [
-                [label, *(_cell(estimate, index, statistics.block, label) for index in range(len(AGGREGATES)))]
-                for label, estimate in statistics.aggregates.items()
+                [label, *(_cell(estimate, index, block, label) for index in range(len(AGGREGATES)))]
+                for label, estimate in aggregates.items()
             ],
         )
 
@@ -196,14 +208,15 @@ class Report:
         """The aggregates of the last evaluations together."""
         if len(self.results.finished[0].steps) < 2 * LAST:
             return
-        statistics = compute(replace(self.results, last=LAST))
-        if statistics is None:  # on no task is a baseline's mean of them better than random actions
+        results = replace(self.results, last=LAST)
+        block = choose_block(results)
+        if block is None:  # on no task is a baseline's mean of them better than random actions
             return
         yield (
             f"Policies swing from one evaluation to the next, of which these intervals know nothing. The same from the mean "
             f"of each run's last {LAST} evaluations, with the best baseline's mean of as many as score 1:"
         )
-        yield self._aggregates_table(statistics)
+        yield self._aggregates_table(aggregate(final_scores(results, block)), block)
 
     def _runs_used(self, block: Block) -> str:
         used = "; ".join(f"{label}: {', '.join(map(str, seeds))}" for label, seeds in block.seeds.items())
