@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from study.cost import MEASURED, describe_cost, estimate_cost, measured_rates
+from study.cost import LEANRL, MEASURED, describe_cost, estimate_cost, guess_gpu_rates, measured_rates
 from study.records import Folders, find_record, to_json, write_atomically
 from study.study import STUDIES, StudyError, find_study, load_study
 
@@ -145,7 +145,8 @@ def test_cost_takes_the_rates_of_the_speed_benchmark():
         rates, _ = measured_rates(path)
         assert rates.keys() >= {"flowrl", "sac", "td3", "tqc"} and all(rate > 0 for rate in rates.values())
     page = describe_cost(load_study(find_study("paper")), {})
-    hours = [float(number.replace(",", "")) for number in re.findall(r"\| flowrl \| 115 \| .* \| ([\d,]+) \|", page)]
+    processor, gpu = page.split("GPU hours: ")
+    hours = [float(number.replace(",", "")) for number in re.findall(r"\| flowrl \| 115 \| .* \| ([\d,]+) \|", processor)]
     small, large = hours  # of HalfCheetah's dimensions, and of the dog's
     assert 500 < small < large < 10_000
     assert (
@@ -154,6 +155,20 @@ def test_cost_takes_the_rates_of_the_speed_benchmark():
         and "Nobody has measured FlowRL's" in page
     )
     assert page.strip() == (STUDIES.parents[2] / "docs" / "results" / "paper" / "cost.md").read_text().strip()
+
+    assert f"| sac | 115 | 115,000,000 | 725.0 | {115e6 / 725 / 3600:.0f} |" in gpu and "days of one GPU" in gpu
+
+
+def test_gpu_rates_are_reported_ones_or_in_proportion_to_sacs():
+    study = load_study(find_study("paper"))
+    assert guess_gpu_rates(study, dict(flowrl=5.0, sac=10.0)) == {**LEANRL, "flowrl": LEANRL["sac"] / 2}
+    with pytest.raises(StudyError, match="no rate of flowrl"):
+        guess_gpu_rates(study, dict(sac=10.0))
+
+
+def test_cost_counts_the_seeds_that_an_algorithm_has_of_its_own(tmp_path):
+    study = make_study(tmp_path, seeds=[0, 1], algorithms=dict(flowrl=dict(seeds=[10]), sac=None))
+    assert "| flowrl | 1 | 600 |" in estimate_cost(study, dict(flowrl=1.0, sac=1.0), "made up")
 
 
 def test_record_is_json_with_a_line_for_each_evaluation():

@@ -15,14 +15,13 @@ MEASURED = [ROOT / "benchmarks" / "results" / "speed" / f"bench_update_defaults_
 #: The benchmark's names of the algorithms; FlowRL's default compiles in long runs.
 CONTENDERS = {"flowrl": "FlowRL float32 compiled", "sac": "SAC", "td3": "TD3", "tqc": "TQC", "crossq": "CrossQ"}
 
-#: Environment steps a second of SAC on an H100, compiled and with CUDA graphs, by LeanRL's README (not measured here).
-LEANRL_SAC = 725
+#: Environment steps a second on an H100, compiled and with CUDA graphs, by LeanRL's README (not measured here).
+LEANRL = {"sac": 725.0, "td3": 936.0}
 GPU = """\
 GPU hours: updates / rate / 3600 × the share of a GPU that a run gets (`--gpus-per-run`), where the rate is that of one run
-among as many as share the GPU. **Nobody has measured FlowRL's, so there is no estimate of the study's GPU hours here**:
-measure it there, and `--rate` gives them. For scale alone: at the {rate} steps a second that LeanRL reports of its own SAC,
-one on an H100, a run takes {hours:.2f} GPU hours, and {n_runs} take {all_hours:.0f}. FlowRL's updates do more than SAC's, and
-those of wider networks more than theirs."""
+among as many as share the GPU. Nobody has measured FlowRL's: measure it there, and `--rate` gives the hours. Until then a
+rough estimate, one run on an H100 at a time: SAC and TD3 at the steps a second that LeanRL reports of its own, whose
+networks may be others; the rest as many times slower than SAC as they are on the processor above."""
 
 
 def measured_rates(path: Path) -> tuple[dict[str, float], str]:
@@ -46,26 +45,41 @@ def measured_rates(path: Path) -> tuple[dict[str, float], str]:
     return rates, origin
 
 
-def estimate_cost(study: Study, rates: Mapping[str, float], origin: str) -> str:
+def estimate_cost(study: Study, rates: Mapping[str, float], origin: str, unit: str = "processor") -> str:
     """
     :param study: the study
     :param rates: updates a second of one run, by the algorithms' labels or rl_zoo3's names
     :param origin: where the rates come from
+    :param unit: of what the hours are, "processor" or "GPU"
     :return: a table in Markdown, and how it was made
     :raises StudyError: if an algorithm has no rate
     """
-    lines = ["| algorithm | runs | updates | updates a second | processor hours |", "|---|---|---|---|---|"]
+    lines = [f"| algorithm | runs | updates | updates a second | {unit} hours |", "|---|---|---|---|---|"]
     total = 0.0
     for label, algorithm in study.algorithms.items():
         rate = rates.get(label, rates.get(algorithm.algo))
         if rate is None:
             raise StudyError(f"There is no rate of {label!r}; measure it, and give it with --rate {label}=UPDATES_A_SECOND.")
-        n_runs = len(study.environments) * len(study.seeds)
+        n_runs = sum(run.label == label for run in study.runs())
         hours = n_runs * study.steps / rate / 3600
         total += hours
         lines.append(f"| {label} | {n_runs} | {n_runs * study.steps:,} | {rate:.1f} | {hours:,.0f} |")
-    lines.append(f"| all | {len(study.runs())} | | | {total:,.0f} ({total / 24:,.0f} days of one core) |")
+    machine = "core" if unit == "processor" else unit
+    lines.append(f"| all | {len(study.runs())} | | | {total:,.0f} ({total / 24:,.0f} days of one {machine}) |")
     return "\n".join([f"Rates: {origin}.", "", *lines])
+
+
+def guess_gpu_rates(study: Study, rates: Mapping[str, float]) -> dict[str, float]:
+    """
+    :param study: the study
+    :param rates: updates a second on a processor, by rl_zoo3's names
+    :return: steps a second on an H100, by rl_zoo3's names: LeanRL's where it reports some, else in proportion to SAC's
+    :raises StudyError: if an algorithm has no rate
+    """
+    algos = {algorithm.algo for algorithm in study.algorithms.values()} - LEANRL.keys()
+    if unknown := sorted(algos - rates.keys()):
+        raise StudyError(f"There is no rate of {', '.join(unknown)}; measure it, and give it with --rate.")
+    return LEANRL | {algo: LEANRL["sac"] * rates[algo] / rates["sac"] for algo in algos}
 
 
 def describe_cost(study: Study, rates: Mapping[str, float]) -> str:
@@ -82,7 +96,8 @@ def describe_cost(study: Study, rates: Mapping[str, float]) -> str:
         "environments' own time and the evaluations "
         f"({evaluation.episodes} episodes every {evaluation.every:,} steps) come on top, and aren't in it."
     )
-    hours, n_runs = study.steps / LEANRL_SAC / 3600, len(study.runs())
-    gpu = GPU.format(rate=LEANRL_SAC, hours=hours, n_runs=n_runs, all_hours=n_runs * hours)
     tables = [estimate_cost(study, found, origin) for found, origin in sources]
-    return "\n\n".join([f"# What the study `{study.name}` takes", assumptions, *tables, gpu])
+    parts = [f"# What the study `{study.name}` takes", assumptions, *tables]
+    if not rates:
+        parts += [GPU, estimate_cost(study, guess_gpu_rates(study, sources[0][0]), "LeanRL's, and as said", "GPU")]
+    return "\n\n".join(parts)
