@@ -20,7 +20,7 @@ REPLICATIONS = 2_000
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
 #: So many that the steps of a profile look like steps.
-N_THRESHOLDS = 501
+N_THRESHOLDS = 201
 #: The aggregates of a table, by the names that they have there.
 AGGREGATES: dict[str, Callable[[np.ndarray], float]] = {
     "IQM": metrics.aggregate_iqm,
