@@ -158,12 +158,15 @@ def test_run_of_another_process_is_left_to_it(tmp_path, folders, monkeypatch, ca
     assert not folders.failure(study.name, run).exists() and not folders.record(study.name, run).exists()
 
 
-def test_share_of_a_gpu_is_asked_of_ray_and_used(tmp_path, folders, monkeypatch):
-    asked: dict = {}
+@pytest.fixture
+def asked(monkeypatch) -> dict:
+    """What Ray would have been asked for: it does nothing."""
+    asked: dict = dict(runs=[])
 
     class Task:
         def remote(self, study, run, folders, device, command):
             asked["device"] = device
+            asked["runs"].append(run.name)
             return run.name
 
     def remote(**options):
@@ -174,10 +177,23 @@ def test_share_of_a_gpu_is_asked_of_ray_and_used(tmp_path, folders, monkeypatch)
     monkeypatch.setattr(runner.ray, "remote", remote)
     monkeypatch.setattr(runner.ray, "wait", lambda references, **kwargs: (references, []))
     monkeypatch.setattr(runner.ray, "get", lambda reference: "")
+    return asked
+
+
+def test_share_of_a_gpu_is_asked_of_ray_and_used(tmp_path, folders, asked):
     assert run_study(make_study(tmp_path), folders, Resources(gpus_per_run=0.25))
     assert (asked["num_gpus"], asked["device"]) == (0.25, "cuda")
     assert run_study(make_study(tmp_path), folders, Resources())
     assert (asked["num_gpus"], asked["device"]) == (0.0, "cpu")
+
+
+def test_other_algorithms_are_left_for_another_time(tmp_path, folders, asked, capsys):
+    study = make_study(tmp_path, algorithms=dict(sac=None, td3=None, flowrl=None))
+    assert run_study(study, folders, ONE_CORE, only=["td3", "flowrl"])
+    assert asked["runs"] == [run.name for run in study.runs() if run.label != "sac"]
+    assert f"{len(study.runs())} runs, of which 0 are finished already" in capsys.readouterr().out
+    with pytest.raises(StudyError, match="has no algorithm ddpg; it has sac, td3, flowrl"):
+        run_study(study, folders, ONE_CORE, only=["sac", "ddpg"])
 
 
 def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch):

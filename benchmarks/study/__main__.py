@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> bool:
     check_no_run_is_lost(study, folders)
     write_atomically(folders.study(study.name), path.read_text(encoding="utf-8"))
     resources = Resources(args.address, args.cpus, args.cpus_per_run, args.gpus_per_run, args.retries)
-    return run_study(study, folders, resources)
+    return run_study(study, folders, resources, args.only)
 
 
 def report(args: argparse.Namespace) -> bool:
@@ -83,6 +83,7 @@ def main() -> None:
     running.add_argument("--cpus-per-run", type=float, default=1.0, help="cores that a run reserves (%(default)s)")
     running.add_argument("--gpus-per-run", type=float, default=0.0, help="share of a GPU that a run gets (%(default)s)")
     running.add_argument("--retries", type=int, default=3, help="restarts of a run whose worker died (%(default)s)")
+    running.add_argument("--only", action="append", default=[], metavar="LABEL", help="do this algorithm's runs; may be repeated")
     running.add_argument("--work", type=Path, default=WORK, help="folder for the checkpoints of unfinished runs (%(default)s)")
 
     reporting = commands.add_parser("report", help="write tables, figures and pages from the runs' files")

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -92,20 +92,25 @@ def check_no_run_is_lost(study: Study, folders: Folders) -> None:
         )
 
 
-def run_study(study: Study, folders: Folders, resources: Resources) -> bool:
+def run_study(study: Study, folders: Folders, resources: Resources, only: Collection[str] = ()) -> bool:
     """
     Do all runs of a study that are not finished.
 
     :param study: the study
     :param folders: where files are, and are to be
     :param resources: what runs on what
-    :return: whether all runs are finished now
-    :raises StudyError: if there are results of other runs in the place of the study's, or the cluster can't be reached
+    :param only: labels of algorithms: the runs of the others are left for another time; empty for all
+    :return: whether these runs are all finished now
+    :raises StudyError: if there are results of other runs in the place of the study's, the cluster can't be reached, or a
+        label is none of the study's
     """
+    if unknown := sorted(set(only) - study.algorithms.keys()):
+        raise StudyError(f"{study.name} has no algorithm {', '.join(unknown)}; it has {', '.join(study.algorithms)}.")
     missing = find_missing(study, folders)
     n_runs = len(study.runs())
     n_done = n_runs - len(missing)
     print(f"{study.name}: {n_runs} runs, of which {n_done} are finished already")
+    missing = [run for run in missing if not only or run.label in only]
     if not missing:
         return True
     _start_ray(resources)
