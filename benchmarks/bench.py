@@ -34,6 +34,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
+from torch import nn
 
 from sb3_flowrl import FlowRL, reference_arguments
 
@@ -74,18 +75,22 @@ class Architecture:
     :param actor_layers: hidden layers of FlowRL's actor
     :param critic_layers: hidden layers of FlowRL's critics and V
     :param peer_layers: hidden layers of the peers' actors and of their critics
-    :param reference: whether FlowRL gets the authors' arguments and layout, instead of its defaults
+    :param flowrl: FlowRL's arguments: "authors", theirs and their layout; "paper", those of the paper's equations, which the
+        transcription computes; "defaults", our own
     """
 
     width: int
     actor_layers: int
     critic_layers: int
     peer_layers: tuple[int, int]
-    reference: bool
+    flowrl: str
 
     def flowrl_arguments(self) -> dict[str, Any]:
         """:return: keyword arguments of ``FlowRL``, without the precision"""
-        arguments = reference_arguments() if self.reference else dict(policy_kwargs={})
+        if self.flowrl == "authors":
+            arguments = reference_arguments()
+        else:
+            arguments = dict(policy_kwargs={}) if self.flowrl == "defaults" else paper_like_arguments()
         arguments.pop("precision", None)
         arguments["policy_kwargs"]["net_arch"] = self.flowrl_net_arch()
         return arguments
@@ -100,10 +105,17 @@ class Architecture:
         return dict(policy_kwargs=dict(net_arch=dict(pi=[self.width] * actor_layers, qf=[self.width] * critic_layers)))
 
 
+def paper_like_arguments() -> dict[str, Any]:
+    """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
+    policy_kwargs = dict(activation_fn=dict(pi=nn.ELU, qf=nn.GELU), batch_norm=False, optimizer_kwargs=dict(fused=True))
+    return dict(learning_rate=3e-4, spread_coef=0.0, policy_kwargs=policy_kwargs)
+
+
 ARCHITECTURES = {
-    "paper": Architecture(512, actor_layers=2, critic_layers=4, peer_layers=(3, 3), reference=True),
-    "256x2": Architecture(256, actor_layers=2, critic_layers=2, peer_layers=(2, 2), reference=False),
-    "defaults": Architecture(512, actor_layers=2, critic_layers=3, peer_layers=(2, 3), reference=False),
+    "paper": Architecture(512, actor_layers=2, critic_layers=4, peer_layers=(3, 3), flowrl="authors"),
+    "table1": Architecture(512, actor_layers=2, critic_layers=3, peer_layers=(2, 3), flowrl="paper"),
+    "256x2": Architecture(256, actor_layers=2, critic_layers=2, peer_layers=(2, 2), flowrl="paper"),
+    "defaults": Architecture(256, actor_layers=2, critic_layers=2, peer_layers=(2, 2), flowrl="defaults"),
 }
 
 

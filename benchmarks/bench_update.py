@@ -5,9 +5,11 @@ transcription of FlowRL's equations; and how far FlowRL is from what the process
     python benchmarks/bench_update.py
 
 A unit is one call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on a full replay buffer of float32
-observations. Three architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have
-three hidden layers of 512), "256x2" is ``net_arch=[256, 256]`` for all, and otherwise everybody's defaults, and "defaults" is
-for all the ``net_arch`` that FlowRL has by default: two hidden layers of 512 in the actor, three in the critics.
+observations. Four architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have
+three hidden layers of 512), "table1" and "256x2" are FlowRL with the paper's equations and for all the ``net_arch`` of the
+paper's Table 1 (two hidden layers of 512 in the actor, three in the critics), or ``[256, 256]``; and "defaults" is everybody
+with ``[256, 256]`` and, FlowRL too, otherwise the constructors' defaults. The transcription computes the paper's equations
+everywhere.
 
 The roofline is measured in turns with the contenders. It adds the time of the update's matrix products (counted by torch's
 FlopCounterMode on the eager update) at the rate of one product of batch x width x width, and the time of the bytes that Adam
@@ -97,7 +99,7 @@ def make_contender(name: str, architecture: Architecture, args: Namespace) -> An
         return model
     buffer = RecencyReplayBuffer(args.buffer_size, env.observation_space, env.action_space, device="cpu")
     fill_replay_buffer(buffer)
-    return Transcription(buffer, architecture.flowrl_net_arch(), architecture.reference, TRANSCRIPTIONS[name])
+    return Transcription(buffer, architecture.flowrl_net_arch(), architecture.flowrl == "authors", TRANSCRIPTIONS[name])
 
 
 def gigaflops_of_updates(model: Any, batch_size: int) -> list[float]:

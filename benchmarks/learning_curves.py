@@ -9,8 +9,8 @@ Plot and tabulate all runs of a folder::
 
     python benchmarks/learning_curves.py report --results benchmarks/results/halfcheetah
 
-All: networks 256x2, 5 000 random first steps, one update a step, everything else at its default (``flowrl-fast``: FlowRL at
-its fastest setting).
+All: networks 256x2, 5 000 random first steps, one update a step, FlowRL with the constants of the paper and its authors
+(``flowrl-fast``: at its fastest setting), SAC with its defaults.
 Each evaluation plays 10 episodes deterministically and 10 stochastically in an environment of its own, whose random numbers
 leave those of the training untouched. The runs use one thread each.
 """
@@ -28,6 +28,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from bench import paper_like_arguments
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -38,8 +39,8 @@ from sb3_flowrl import FlowRL
 
 #: What each run differs in
 ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
-    "flowrl": (FlowRL, {}),
-    "flowrl-fast": (FlowRL, dict(precision="bfloat16", compile=True)),
+    "flowrl": (FlowRL, paper_like_arguments()),
+    "flowrl-fast": (FlowRL, paper_like_arguments() | dict(precision="bfloat16", compile=True)),
     "sac": (SAC, {}),
 }
 MODES = {"deterministic": True, "stochastic": False}
@@ -112,9 +113,10 @@ def run(args: argparse.Namespace) -> None:
         versions={package: version(package) for package in packages} | {"python": platform.python_version()},
         threads=th.get_num_threads(),
     )
-    arguments: dict[str, Any] = dict(policy_kwargs=dict(net_arch=[256, 256]), learning_starts=5_000)
-    algorithm, own_arguments = ALGORITHMS[args.algo]
-    model = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments, **own_arguments)
+    algorithm, arguments = ALGORITHMS[args.algo]
+    arguments = dict(learning_starts=5_000) | arguments
+    arguments["policy_kwargs"] = dict(net_arch=[256, 256]) | arguments.get("policy_kwargs", {})
+    model = algorithm("MlpPolicy", args.env, seed=args.seed, device="cpu", **arguments)
     model.learn(args.steps, callback=EvaluateBothWays(record, path, args.env, args.eval_freq, args.episodes))
 
 

@@ -55,7 +55,6 @@ def main() -> None:
         "MlpPolicy",
         args.env,
         learning_starts=args.learning_starts,
-        policy_kwargs=dict(net_arch=[256, 256]),  # half of the paper's width, for a processor
         seed=args.seed,
     )
     eval_env = Monitor(gym.make(args.env))

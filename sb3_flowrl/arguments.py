@@ -142,7 +142,7 @@ def _is_net_arch(value: Any) -> bool:
 def _is_activation(value: Any) -> bool:
     if isinstance(value, Mapping):
         return value.keys() == {"pi", "qf"} and all(_is_class(each, nn.Module) for each in value.values())
-    return value is None or _is_class(value, nn.Module)
+    return _is_class(value, nn.Module)
 
 
 def _is_optimizer_class(value: Any) -> bool:

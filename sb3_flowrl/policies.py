@@ -2,8 +2,10 @@
 The policy of FlowRL, which holds its networks and their optimisers.
 """
 
+import io
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -16,6 +18,7 @@ from stable_baselines3.common.torch_layers import (
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
@@ -23,6 +26,8 @@ from sb3_flowrl.checks import UnsupportedObservationSpaceError
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.old_models import stack_optimizer_state
 from sb3_flowrl.update import Features, Networks
+
+SelfFlowActorCriticPolicy = TypeVar("SelfFlowActorCriticPolicy", bound="FlowActorCriticPolicy")
 
 
 class FlowActorCriticPolicy(BoundedActionPolicy):
@@ -35,9 +40,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param lr_schedule: Learning rate schedule (could be constant)
     :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation: a list for all networks, or
         ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*.
-        Default: the paper's ``dict(pi=[512, 512], qf=[512, 512, 512])`` (Table 1)
-    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``.
-        Default: the authors' ``dict(pi=nn.ELU, qf=nn.GELU)`` (the paper's critics use mish)
+        Default: ``[256, 256]``, as SB3's SAC (the paper's Table 1 has ``dict(pi=[512, 512], qf=[512, 512, 512])``)
+    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``
+        (the authors have ``dict(pi=nn.ELU, qf=nn.GELU)``)
     :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
     :param batch_norm: Whether the inputs of Q_π's layers are normalised by batch, in the place of its LayerNorms (and of its
         ``critic_layout``), and it does without a target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from
@@ -54,7 +59,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer.
-        Default: ``dict(fused=True)`` for Adam and AdamW, which computes the same step in one kernel
+        Default: for Adam and AdamW ``dict(betas=(0.5, 0.999), fused=True)``, CrossQ's momentum, and the step in one kernel
     :param n_critics: Number of networks in each critic.
     :param share_features_extractor: Whether to share or not the features extractor
         between the actor, the critics and V_β* (this saves computation time). A shared one is learned from the actor's
@@ -79,9 +84,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] | dict[str, type[nn.Module]] | None = None,
+        activation_fn: type[nn.Module] | dict[str, type[nn.Module]] = nn.ReLU,
         layer_norm: bool = True,
-        batch_norm: bool = False,
+        batch_norm: bool = True,
         critic_layout: str = "mlp",
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -96,7 +101,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     ):
         check_arguments(POLICY_CHECKS, locals())
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            optimizer_kwargs = dict(fused=True)
+            optimizer_kwargs = dict(betas=(0.5, 0.999), fused=True)
 
         super().__init__(
             observation_space,
@@ -110,9 +115,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         )
 
         if net_arch is None:
-            net_arch = dict(pi=[512, 512], qf=[512, 512, 512])
-        if activation_fn is None:
-            activation_fn = dict(pi=nn.ELU, qf=nn.GELU)
+            net_arch = [256, 256]
 
         actor_arch, critic_arch = get_actor_critic_arch(net_arch)
         actor_activation, critic_activation = _split_activations(activation_fn)
@@ -180,6 +183,24 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             raise ValueError(
                 f"optimizer_kwargs={self.optimizer_kwargs} does not suit {self.optimizer_class.__name__}: {error}"
             ) from error
+
+    @classmethod
+    def load(
+        cls: type[SelfFlowActorCriticPolicy], path: str | Path | io.BytesIO, device: th.device | str = "auto"
+    ) -> SelfFlowActorCriticPolicy:
+        """
+        Load a policy that was saved alone, with ``policy.save``.
+
+        :param path: the file
+        :param device: Device on which the policy should be loaded.
+        :return: the policy
+        """
+        device = get_device(device)
+        saved = th.load(path, map_location=device, weights_only=False)
+        # Older ones say all but this, of which there was no choice
+        policy = cls(**{"batch_norm": False, **saved["data"]})
+        policy.load_state_dict(saved["state_dict"])
+        return policy.to(device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -47,6 +47,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
             net_arch=dict(pi=[512, 512], qf=[512, 512, 512]),
             activation_fn=dict(pi=nn.ELU, qf=nn.Mish),  # D3
             batch_norm=False,
+            optimizer_kwargs=dict(fused=True),
         ),
     )
 
@@ -83,5 +84,6 @@ def reference_arguments() -> dict[str, Any]:
             activation_fn=dict(pi=nn.ELU, qf=nn.GELU),  # D3
             batch_norm=False,
             critic_layout="reference",
+            optimizer_kwargs=dict(fused=True),
         ),
     )

@@ -93,7 +93,8 @@ def test_a_loss_that_explodes_never_reaches_the_networks():
     with pytest.raises(ValueError, match=message + ".* can still be saved"):
         model.train(3, batch_size=8)
     for name, parameter in parameters(model).items():
-        assert th.equal(parameter, before[name]), name
+        # The moments are those of observations and features, which are as finite as ever
+        assert th.equal(parameter, before[name]) or ("running_" in name and parameter.isfinite().all()), name
 
 
 def test_an_actor_loss_that_explodes_never_reaches_the_actor():

@@ -115,7 +115,7 @@ def test_transcription_computes_the_numbers_of_flowrl(path, benchmarks, monkeypa
         assert worst <= PARAMETER_ATOL, f"{name}: off by {worst:.3g}, allowed {PARAMETER_ATOL}"
 
 
-@pytest.mark.parametrize("architecture", ["paper", "256x2"])
+@pytest.mark.parametrize("architecture", ["paper", "table1", "256x2"])
 def test_transcription_has_the_networks_of_flowrl(architecture, benchmarks, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_update.py"])
     args = benchmarks.Namespace(obs_dim=5, action_dim=2, buffer_size=10)

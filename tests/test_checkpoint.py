@@ -17,6 +17,7 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
@@ -65,7 +66,7 @@ def run_fingerprint(model: FlowRL) -> dict:
     assert model.replay_buffer is not None and model.ep_info_buffer is not None
     tensors = [*model.policy.state_dict().values()]
     for name in model._get_torch_save_params()[0][1:]:
-        optimizer = getattr(model, name.split(".")[0]).optimizer
+        optimizer = recursive_getattr(model, name)
         tensors += [value for state in optimizer.state_dict()["state"].values() for value in state.values()]
     return dict(
         tensors=[tensor.numpy().tobytes() for tensor in tensors],

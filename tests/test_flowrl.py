@@ -22,7 +22,7 @@ from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.networks import FlowActor
 from sb3_flowrl.replay import Batch
 from sb3_flowrl.step import hand_out
-from sb3_flowrl.update import ACTOR_LOGS, VALUE_LOGS, Gradients
+from sb3_flowrl.update import ACTOR_LOGS, SPREAD_LOG, VALUE_LOGS, Gradients
 from tests.golden import NETWORKS
 from tests.test_policies import ScaleExtractor
 
@@ -35,6 +35,11 @@ def make_model(env="Pendulum-v1", **kwargs) -> FlowRL:
 
 def trained_model(**kwargs) -> FlowRL:
     return make_model(**kwargs).learn(70)
+
+
+def networks_of(model: FlowRL) -> set[str]:
+    """The names of its networks: a Q_π that is normalised by batch has no target."""
+    return {name for name in NETWORKS if getattr(model.policy, name) is not None}
 
 
 def batch_of(model: FlowRL, batch_size: int) -> Batch:
@@ -116,8 +121,9 @@ class Recorder:
         dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)),
         dict(n_steps=3, train_freq=4, gradient_steps=2),
         dict(precision="bfloat16"),
-        dict(policy_kwargs=dict(net_arch=[16], n_critics=3, layer_norm=False, activation_fn=nn.ReLU)),
+        dict(policy_kwargs=dict(net_arch=[16], n_critics=3, layer_norm=False, activation_fn=nn.ELU)),
         dict(policy_kwargs=dict(net_arch=[16] * 3, critic_layout="reference", optimizer_class=th.optim.AdamW)),
+        dict(policy_kwargs=dict(net_arch=[16], batch_norm=False), spread_coef=0.0),
         dict(policy_kwargs=dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=1.0))),
         dict(
             policy_kwargs=dict(
@@ -135,7 +141,7 @@ def test_learns_with_every_option_and_every_network_moves(kwargs):
     # at tau=0.005 a target moves little in few updates, but it moves
     model.learn(260 if "train_freq" in kwargs else 70)
     after = parameters(model)
-    for network in NETWORKS:
+    for network in networks_of(model):
         moved = [not th.equal(before[name], after[name]) for name in before if name.startswith(f"{network}.")]
         assert any(moved), network
     assert all(th.isfinite(value).all() for value in after.values())
@@ -183,7 +189,7 @@ def test_total_timesteps_may_be_a_whole_float():
 
 @pytest.mark.parametrize("policy_delay", [1, 3])
 def test_actor_and_targets_step_at_the_first_update_and_every_policy_delay_updates_across_calls(policy_delay):
-    model = trained_model(policy_delay=policy_delay, learning_starts=60)
+    model = trained_model(policy_delay=policy_delay, learning_starts=60, policy_kwargs=dict(net_arch=[16], batch_norm=False))
     model._n_updates = 0
     moved = {"actor": [], "critic_target": [], "behavior_critic_target": [], "critic": [], "behavior_value": []}
     for gradient_steps in (1, 1, 1, 1, 1, 1, 1):
@@ -298,20 +304,21 @@ def test_a_learning_rate_that_becomes_invalid_is_an_error(late):
 
 
 def test_what_is_logged(tmp_path):
-    model = make_model()
+    model = make_model(spread_coef=0.5)
     model.set_logger(configure(str(tmp_path), ["json"]))
     model.learn(60)
     model.train(4, batch_size=16)
     logged = model.logger.name_to_value
     names = (
         "actor_loss critic_loss behavior_critic_loss value_loss flow_matching_loss weighted_flow_matching_loss "
-        "guidance_weight guidance_active q_policy q_behavior n_updates learning_rate"
+        "guidance_weight guidance_active q_policy q_behavior log_spread spread_coef n_updates learning_rate"
     )
     assert {f"train/{name}" for name in names.split()} <= set(logged)
     assert all(type(value) in (int, float) for value in logged.values())
     assert logged["train/n_updates"] == model._n_updates == 14
     assert 0 <= logged["train/guidance_active"] <= 1 and 0 <= logged["train/guidance_weight"] <= 1
-    actor_loss = logged["train/weighted_flow_matching_loss"] - logged["train/q_policy"]
+    spread = logged["train/spread_coef"] * logged["train/log_spread"]
+    actor_loss = logged["train/weighted_flow_matching_loss"] - logged["train/q_policy"] - spread
     assert logged["train/actor_loss"] == pytest.approx(actor_loss, rel=1e-4)
 
 
@@ -363,7 +370,7 @@ def test_images_and_dict_observations(policy, share_features_extractor, tmp_path
     model.learn(30)
     after = parameters(model)
     moved = [name for name in before if "features_extractor" in name and not th.equal(before[name], after[name])]
-    assert {name.split(".")[0] for name in moved} == set(NETWORKS)
+    assert {name.split(".")[0] for name in moved} == networks_of(model)
 
     model.save(tmp_path / "model")
     loaded = FlowRL.load(tmp_path / "model", env=env)
@@ -373,14 +380,25 @@ def test_images_and_dict_observations(policy, share_features_extractor, tmp_path
 
 
 # Shared: the states and the next states, and each target's own pass. Separate: an actor's step also needs the actor's
-# features of the states, and the critic's once more, as its extractor has just been stepped.
+# features of the states, and the critic's once more, as its extractor has just been stepped. Without a target the critic sees
+# the next states itself.
 @pytest.mark.parametrize(
-    ("share_features_extractor", "steps_actor", "passes"),
-    [(True, True, 4), (True, False, 4), (False, True, 9), (False, False, 7)],
+    ("batch_norm", "share_features_extractor", "steps_actor", "passes"),
+    [
+        (False, True, True, 4),
+        (False, True, False, 4),
+        (False, False, True, 9),
+        (False, False, False, 7),
+        (True, True, True, 3),
+        (True, True, False, 3),
+        (True, False, True, 9),
+        (True, False, False, 7),
+    ],
 )
-def test_features_are_extracted_once(share_features_extractor, steps_actor, passes, monkeypatch):
+def test_features_are_extracted_once(batch_norm, share_features_extractor, steps_actor, passes, monkeypatch):
     extractor = dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=2.0))
-    model = trained_model(policy_kwargs=dict(net_arch=[8], share_features_extractor=share_features_extractor, **extractor))
+    options = dict(batch_norm=batch_norm, share_features_extractor=share_features_extractor)
+    model = trained_model(policy_kwargs=dict(net_arch=[8], **options, **extractor))
     model._n_updates = 0 if steps_actor else 1
     calls = []
     forward = ScaleExtractor.forward
@@ -412,7 +430,7 @@ def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
 
 def named(result: tuple[list[th.Tensor], Gradients]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     _, found = result
-    return found.loss, dict(zip(ACTOR_LOGS, found.logs, strict=True))
+    return found.loss, dict(zip((*ACTOR_LOGS, SPREAD_LOG), found.logs, strict=False))
 
 
 def test_guidance_may_be_a_callable_that_returns_the_final_weights():
@@ -443,7 +461,7 @@ def test_guidance_active_is_the_share_of_samples_where_the_behavior_did_better()
 
 
 def test_w2_coef_zero_leaves_the_constraint_out():
-    _, logs = actor_loss_of(trained_model(w2_coef=0.0))
+    _, logs = actor_loss_of(trained_model(w2_coef=0.0, spread_coef=0.0))
     assert logs["weighted_flow_matching_loss"] == 0 and logs["flow_matching_loss"] > 0
     th.testing.assert_close(logs["actor_loss"], -logs["q_policy"])
 
@@ -628,9 +646,8 @@ def test_networks_are_saved_once(tmp_path):
 def test_set_parameters_demands_all_of_them():
     model = trained_model()
     given = model.get_parameters()
-    assert set(given) == {
-        "policy", "actor.optimizer", "critic.optimizer", "behavior_critic.optimizer", "behavior_value.optimizer"
-    }  # fmt: skip
+    optimizers = {f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")}
+    assert set(given) == {"policy", *optimizers, "spread_coef_optimizer"}
     del given["behavior_value.optimizer"]
     with pytest.raises(ValueError, match="Names of parameters do not match"):
         model.set_parameters(given, exact_match=True)

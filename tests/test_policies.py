@@ -19,7 +19,9 @@ NETWORKS = ["actor", "critic", "critic_target", "behavior_critic", "behavior_cri
 
 
 def make_policy(observation_space: spaces.Space = OBS_SPACE, **kwargs) -> FlowActorCriticPolicy:
-    return FlowActorCriticPolicy(observation_space, ACTION_SPACE, lambda _: 3e-4, **{"net_arch": [8], **kwargs})
+    """A policy with all of its networks: where Q_π is normalised by batch, it has no target."""
+    small = {"net_arch": [8], "batch_norm": False}
+    return FlowActorCriticPolicy(observation_space, ACTION_SPACE, lambda _: 3e-4, **{**small, **kwargs})
 
 
 def layer_names(network: Iterable[nn.Module]) -> list[str]:
@@ -29,7 +31,7 @@ def layer_names(network: Iterable[nn.Module]) -> list[str]:
 
 
 def test_an_entry_of_net_arch_is_one_linear_layernorm_activation_block():
-    policy = make_policy(net_arch=dict(pi=[8], qf=[8, 4]))
+    policy = make_policy(net_arch=dict(pi=[8], qf=[8, 4]), activation_fn=dict(pi=nn.ELU, qf=nn.GELU))
     assert layer_names(policy.actor.velocity_net) == ["Linear", "LayerNorm", "ELU", "Linear"]
     critic_layers = ["Linear", "LayerNorm", "GELU", "Linear", "LayerNorm", "GELU", "Linear"]
     for model in (policy.critic, policy.behavior_critic, policy.behavior_value):
@@ -40,15 +42,20 @@ def test_an_entry_of_net_arch_is_one_linear_layernorm_activation_block():
     assert policy.behavior_value.networks[0].weight.shape == (1, 8, 3)
 
 
-def test_default_sizes_are_the_papers():
-    policy = make_policy(net_arch=None)
+def test_defaults_are_those_of_the_runs_that_justify_them():
+    policy = FlowActorCriticPolicy(OBS_SPACE, ACTION_SPACE, lambda _: 1e-3)
+    assert layer_names(policy.critic.networks) == ["BatchNorm", "Linear", "ReLU"] * 2 + ["BatchNorm", "Linear"]
+    assert policy.critic_target is None
+    for model in (policy.behavior_critic, policy.behavior_value):
+        assert layer_names(model.networks) == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
+    assert layer_names(policy.actor.velocity_net) == ["Linear", "LayerNorm", "ReLU"] * 2 + ["Linear"]
     shapes = [layer.weight.shape[:2] for layer in policy.critic.networks if isinstance(layer, StackedLinear)]
-    assert shapes == [(2, 512), (2, 512), (2, 512), (2, 1)]
-    assert [layer.out_features for layer in policy.actor.velocity_net if isinstance(layer, nn.Linear)] == [512, 512, 2]
+    assert shapes == [(2, 256), (2, 256), (2, 1)]
+    assert [layer.out_features for layer in policy.actor.velocity_net if isinstance(layer, nn.Linear)] == [256, 256, 2]
 
 
 def test_reference_layout_has_no_activation_at_its_ends():
-    policy = make_policy(net_arch=dict(pi=[8], qf=[8] * 4), critic_layout="reference")
+    policy = make_policy(net_arch=dict(pi=[8], qf=[8] * 4), critic_layout="reference", activation_fn=nn.GELU)
     block, bare = ["Linear", "LayerNorm", "GELU"], ["Linear", "LayerNorm"]
     for model in (policy.critic, policy.behavior_value):
         assert layer_names(model.networks) == bare + block + block + bare + ["Linear"]
@@ -122,7 +129,8 @@ def test_every_network_but_the_targets_has_an_optimizer_for_all_its_parameters()
 
 
 def test_optimizer_arguments():
-    assert make_policy().actor.optimizer.defaults["fused"]
+    defaults = make_policy().actor.optimizer.defaults
+    assert defaults["fused"] and defaults["betas"] == (0.5, 0.999)
     assert not make_policy(optimizer_kwargs=dict(eps=1e-5)).actor.optimizer.defaults["fused"]
     assert isinstance(make_policy(optimizer_class=th.optim.SGD).critic.optimizer, th.optim.SGD)
 

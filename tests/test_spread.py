@@ -118,7 +118,7 @@ def test_first_value_may_be_any_number_as_sac_takes_it():
 
 
 def test_without_a_coefficient_nothing_is_logged_of_it_and_nothing_changes():
-    model, same = trained_model(), trained_model(spread_coef=0.0, target_spread=0.5)
+    model, same = trained_model(spread_coef=0.0), trained_model(spread_coef=0.0, target_spread=0.5)
     assert not any("spread" in name for name in model.logger.name_to_value) and model.log_spread_coef is None
     assert_same(parameters(model), parameters(same))
 

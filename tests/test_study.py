@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+from study.arguments import resolve
 from study.cost import LEANRL, MEASURED, describe_cost, estimate_cost, guess_gpu_rates, measured_rates
 from study.records import Folders, find_record, to_json, write_atomically
 from study.study import STUDIES, StudyError, find_study, load_study
@@ -110,8 +111,8 @@ def test_runs_of_an_included_study_count_where_they_are_the_same(tmp_path):
     other_sac = dict(flowrl=None, sac=dict(hyperparameters=dict(tau=0.1)))
     second = make_study(tmp_path, "second", includes=["first"], algorithms=other_sac)
     flowrl, sac = second.runs()
-    assert find_record(second, flowrl, folders) == folders.record("first", flowrl)
-    assert find_record(second, sac, folders) is None
+    assert find_record(second, flowrl, folders, resolve) == folders.record("first", flowrl)
+    assert find_record(second, sac, folders, resolve) is None
 
 
 def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
@@ -120,7 +121,35 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
     finish(study, study.runs()[0], folders, final=1.0)
     changed = make_study(tmp_path, steps=1000)
     with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* steps was 600, and is 1000 in the study"):
-        find_record(changed, changed.runs()[0], folders)
+        find_record(changed, changed.runs()[0], folders, resolve)
+
+
+def test_a_run_is_the_same_whether_a_default_or_the_study_says_so(tmp_path):
+    folders = Folders(tmp_path / "results", tmp_path / "work")
+    study = make_study(tmp_path, algorithms=dict(flowrl=None), baselines=["flowrl"])
+    [run] = study.runs()
+    finish(study, run, folders, final=1.0)
+    record = json.loads(folders.record(study.name, run).read_text())
+    # as it was when the authors' activations were the default, and not said by name
+    former = dict(learning_rate=3e-4, tau=0.005, spread_coef=0.0)
+    record["defaults"] |= {**former, "policy_kwargs.activation_fn": None, "policy_kwargs.batch_norm": False}
+    write_atomically(folders.record(study.name, run), to_json(record))
+    pins = dict(
+        **former,
+        policy_kwargs="dict(net_arch=[16, 16], activation_fn=dict(pi=nn.ELU, qf=nn.GELU), batch_norm=False,\n"
+        "optimizer_kwargs=dict(fused=True))",
+    )
+    for changes, differs in (({}, None), (dict(tau=0.95), "tau was 0.005 and is 0.95"), (dict(w2_coef=0.1), None)):
+        pinned = make_study(tmp_path, algorithms=dict(flowrl=dict(hyperparameters={**pins, **changes})), baselines=["flowrl"])
+        if differs is None:
+            assert find_record(pinned, pinned.runs()[0], folders, resolve) == folders.record(study.name, run)
+            continue
+        with pytest.raises(StudyError, match=differs):
+            find_record(pinned, pinned.runs()[0], folders, resolve)
+    # In the words that were used then it is found, but nothing is put beside it
+    assert find_record(study, run, folders, resolve) == folders.record(study.name, run)
+    with pytest.raises(StudyError, match=r"learning_rate was 0\.0003 and is 0\.001"):
+        find_record(study, run, folders, resolve, adds_runs=True)
 
 
 def test_file_stays_as_it_was_if_writing_fails(tmp_path):

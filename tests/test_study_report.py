@@ -343,7 +343,7 @@ def test_variants_of_an_algorithm_with_other_defaults_are_named(tmp_path, folder
     record = json.loads(path.read_text())
     record["defaults"]["tau"] = 0.005
     write_atomically(path, json.dumps(record))
-    line = "Pendulum-v1_slow_seed0.json), beside Pendulum-v1_flowrl_seed0, by default: tau was 0.95 and is 0.005"
+    line = "Pendulum-v1_slow_seed0.json), beside Pendulum-v1_flowrl_seed0, unasked: tau was 0.95 and is 0.005"
     assert line in pages(study, folders)[0]
 
 

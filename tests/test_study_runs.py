@@ -201,14 +201,16 @@ def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch)
     flowrl, sac = study.runs()
     finish(study, flowrl, folders, final=1.0)
     assert find_missing(study, folders) == [sac]
-    record = json.loads(folders.record(study.name, flowrl).read_text())
-    with monkeypatch.context() as patch:  # a record of before there was the argument
-        patch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], spread_coef="auto"))
-        del record["defaults"]["spread_coef"]
-        write_atomically(folders.record(study.name, flowrl), json.dumps(record))
-        with pytest.raises(StudyError, match=r"spread_coef was 0.0 and is 'auto'"):
-            find_missing(study, folders)
-    assert find_missing(study, folders) == [sac]
+    before = folders.record(study.name, flowrl).read_text()
+    record = json.loads(before)
+    del record["defaults"]["spread_coef"]  # as before there was the argument
+    write_atomically(folders.record(study.name, flowrl), json.dumps(record))
+    with pytest.raises(StudyError, match=r"spread_coef was 0.0 and is 'auto'"):
+        find_missing(study, folders)
+    with monkeypatch.context() as patch:
+        patch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], spread_coef=0.0))
+        assert find_missing(study, folders) == [sac]
+    write_atomically(folders.record(study.name, flowrl), before)
     monkeypatch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], tau=0.005))
     with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* tau was 0.95 and is 0.005"):
         find_missing(study, folders)
@@ -235,7 +237,7 @@ def test_checkpoints_of_before_an_argument_existed_are_gone_on_from(tmp_path, mo
             execute(run, tmp_path / "run")
     note = tmp_path / "run" / run_module.SPECIFICATION
     before = json.loads(note.read_text())
-    del before["defaults"]["spread_coef"]
+    del before["defaults"]["target_spread"]
     note.write_text(json.dumps(before))
     assert execute(run, tmp_path / "run")["resumed_at"] == [400]
 

@@ -11,7 +11,7 @@ from typing import Any
 from rl_zoo3.utils import ALGOS
 
 from .manager import make_manager
-from .records import Record
+from .records import Record, as_plain_data
 from .study import Run
 
 #: Arguments that have no influence on what is learned, or are in the run's specification.
@@ -67,13 +67,3 @@ def describe(run: Run, hyperparameters: Mapping[str, Any]) -> Record:
         hyperparameters=as_plain_data(hyperparameters),
         defaults=constructor_defaults(run.algo, str(hyperparameters["policy"])),
     )
-
-
-def as_plain_data(values: Mapping[str, Any]) -> Record:
-    """
-    :param values: any
-    :return: them as JSON knows them; what it doesn't know, as text
-    """
-    return {
-        name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value) for name, value in values.items()
-    }

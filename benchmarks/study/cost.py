@@ -10,7 +10,8 @@ from statistics import median
 from .records import ROOT
 from .study import Study, StudyError
 
-#: Measured by ``benchmarks/bench_update.py --architectures defaults``: at HalfCheetah's dimensions, and at the dog's.
+#: Measured by ``benchmarks/bench_update.py --architectures table1``, then called "defaults": at HalfCheetah's dimensions, and
+#: at the dog's.
 MEASURED = [ROOT / "benchmarks" / "results" / "speed" / f"bench_update_defaults_{sizes}.json" for sizes in ("17x6", "223x38")]
 #: The benchmark's names of the algorithms; FlowRL's default compiles in long runs.
 CONTENDERS = {"flowrl": "FlowRL float32 compiled", "sac": "SAC", "td3": "TD3", "tqc": "TQC", "crossq": "CrossQ"}
@@ -38,7 +39,7 @@ def measured_rates(path: Path) -> tuple[dict[str, float], str]:
     }
     options = contents["options"]
     origin = (
-        f"medians of {path.relative_to(ROOT)}: networks of FlowRL's default `net_arch` for all, "
+        f"medians of {path.relative_to(ROOT)}: FlowRL with the paper's equations, networks of its Table 1 for all, "
         f"batch {options['batch_size']}, observations {options['obs_dim']}, actions {options['action_dim']}, "
         f"one thread of {contents['processor']['name']}"
     )

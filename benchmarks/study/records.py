@@ -9,11 +9,14 @@ traceback of one that failed. Both are small, and kept in git. What is needed on
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch as th
+from torch import nn
 
 from sb3_flowrl import safe
 
@@ -25,7 +28,13 @@ WORK = ROOT / "runs" / "study"
 PACKAGES = ("sb3-flowrl", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "dm_control", "numpy")
 
 #: Arguments that older records don't hold, as there were none: with these values a model does what it did then.
-ADDED_SINCE = {"spread_coef": 0.0, "target_spread": 0.16, "policy_kwargs.batch_norm": False}
+ADDED_SINCE: dict[str, Any] = {"spread_coef": 0.0, "target_spread": 0.16, "policy_kwargs.batch_norm": False}
+#: What None stood for in FlowRL's policy while its activations were the authors' by default.
+MEANT_BY_NONE: dict[str, Any] = {
+    "policy_kwargs.net_arch": "{'pi': [512, 512], 'qf': [512, 512, 512]}",
+    "policy_kwargs.activation_fn": str(dict(pi=nn.ELU, qf=nn.GELU)),
+    "policy_kwargs.optimizer_kwargs": "{'fused': True}",
+}
 
 #: What is known of a finished run, see ``run.py``.
 Record = dict[str, Any]
@@ -60,26 +69,34 @@ class Folders:
         return self.work / study / run.name
 
 
-def find_record(study: Study, run: Run, folders: Folders, arguments: Record | None = None) -> Path | None:
+def find_record(
+    study: Study, run: Run, folders: Folders, resolve: Callable[[Run], Record], adds_runs: bool = False
+) -> Path | None:
     """
     Find what is left of a run, in the study's own folder or in those of the studies that it includes.
 
     :param study: the study
     :param run: one of its runs
     :param folders: where files are
-    :param arguments: what the run would be made with now; None where no run will be put beside those that are found
+    :param resolve: tells what a run would be made with now
+    :param adds_runs: whether runs will be put beside those that are found: then these have to be what they would be now.
+        Otherwise it is enough that the study asks for them in the words that it asked in
     :return: the run's file, or None if it has not been finished
     :raises StudyError: if there is a file of the study's own, but of a run with other settings
     """
 
     def compare(path: Path) -> list[str]:
         record = json.loads(path.read_text(encoding="utf-8"))
-        asked = [
+        specification = run.specification()
+        is_asked_for_so = record["run"].get("hyperparameters") == specification.pop("hyperparameters")
+        other = [
             f"{key} was {record['run'].get(key)!r}, and is {value!r} in the study"
-            for key, value in run.specification().items()
+            for key, value in specification.items()
             if record["run"].get(key) != value
         ]
-        return asked or (differences(record, arguments) if arguments is not None else [])
+        if other or (is_asked_for_so and not adds_runs):
+            return other
+        return differences(record, resolve(run))
 
     own = folders.record(study.name, run)
     if own.exists():
@@ -94,24 +111,58 @@ def find_record(study: Study, run: Run, folders: Folders, arguments: Record | No
     )
 
 
-def differences(
-    recorded: Mapping[str, Any], now: Mapping[str, Any], parts: Sequence[str] = ("hyperparameters", "defaults")
-) -> list[str]:
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any], left_out: Collection[str] = ()) -> list[str]:
     """
     :param recorded: a run's record, or what ``arguments.py`` makes
     :param now: the same of another run
-    :param parts: of which arguments
-    :return: the arguments in which they differ, each with both values
+    :param left_out: names of arguments that may differ
+    :return: the arguments in which they differ, wherever these come from, each with both values
     """
-    found = []
-    for part in parts:
-        added = ADDED_SINCE if part == "defaults" else {}
-        names = recorded[part].keys() | now[part].keys()
-        for name in sorted(names - {"n_timesteps"}):  # of rl_zoo3's files, over which the study's steps go
-            before, after = (each[part].get(name, added.get(name)) for each in (recorded, now))
-            if before != after:
-                found.append(f"{name} was {before!r} and is {after!r}")
-    return found
+    before, after = effective_arguments(recorded), effective_arguments(now)
+    return [
+        f"{name} was {before.get(name)!r} and is {after.get(name)!r}"
+        for name in sorted((before.keys() | after.keys()) - {*left_out})
+        if before.get(name) != after.get(name)
+    ]
+
+
+def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What a model was made with. A value is the same whether a study's file, rl_zoo3's, or a constructor's default says it.
+
+    :param record: a run's record, or what ``arguments.py`` makes
+    :return: the arguments, those in ``policy_kwargs`` by names of their own, as ``policy_kwargs.<name>``
+    """
+    defaults, hyperparameters = dict(record["defaults"]), dict(record["hyperparameters"])
+    hyperparameters.pop("n_timesteps", None)  # of rl_zoo3's files, over which the study's steps go
+    if "w2_coef" in defaults:
+        defaults = ADDED_SINCE | defaults
+        if defaults.get("policy_kwargs.activation_fn", 0) is None:
+            defaults |= {name: meant for name, meant in MEANT_BY_NONE.items() if defaults[name] is None}
+    defaults.pop("policy_kwargs", None)
+    return defaults | name_policy_arguments(hyperparameters)
+
+
+def name_policy_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param hyperparameters: of a run, as plain data
+    :return: them, with what ``policy_kwargs`` holds by names of their own, as ``policy_kwargs.<name>``
+    """
+    named = dict(hyperparameters)
+    text = named.pop("policy_kwargs", None)
+    # As rl_zoo3 reads it
+    policy_kwargs = eval(text, {"nn": nn, "th": th, "torch": th}) if isinstance(text, str) else text or {}
+    return named | {f"policy_kwargs.{name}": value for name, value in as_plain_data(policy_kwargs).items()}
+
+
+def as_plain_data(values: Mapping[str, Any]) -> Record:
+    """
+    :param values: any
+    :return: them as JSON knows them; what it doesn't know, as text
+    """
+    return {
+        name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value) for name, value in values.items()
+    }
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ from .estimates import (
 )
 from .figures import Figures
 from .page import to_html
-from .records import Folders, differences, write_atomically
+from .records import Folders, differences, name_policy_arguments, write_atomically
 from .results import Finished, Results, collect
 from .study import DETERMINISTIC_ALGOS, Study
 from .zoo_plots import learning_curves
@@ -125,7 +125,7 @@ class Report:
 
     def _mixed(self) -> Iterable[str]:
         """
-        Runs that differ in more than the seed from the first of their task and label, or, in the constructors' defaults,
+        Runs that differ in more than the seed from the first of their task and label, or, in what the study does not ask for,
         from the task's first of their algorithm, under whatever label.
         """
         for env in self.study.environments:
@@ -135,8 +135,9 @@ class Report:
                     first = firsts.setdefault(each.run.algo, each)
                     if found := differences(finished[0].record, each.record):
                         yield f"- {self._link(each.run.name, each)}, beside seed {finished[0].run.seed}: {'; '.join(found)}"
-                    elif each is finished[0] and (found := differences(first.record, each.record, ("defaults",))):
-                        yield f"- {self._link(each.run.name, each)}, beside {first.run.name}, by default: {'; '.join(found)}"
+                    asked = {name for one in (first, each) for name in name_policy_arguments(one.run.hyperparameters)}
+                    if each is finished[0] and (found := differences(first.record, each.record, asked)):
+                        yield f"- {self._link(each.run.name, each)}, beside {first.run.name}, unasked: {'; '.join(found)}"
 
     def _findings(self) -> str:
         path = self.folder / FINDINGS

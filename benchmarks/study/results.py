@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import resolve
 from .records import Folders, Record, find_record
 from .study import Run, Study
 
@@ -150,7 +151,7 @@ def collect(study: Study, folders: Folders) -> Results:
     """
     finished, missing, failures = [], [], {}
     for run in study.runs():
-        path = find_record(study, run, folders)
+        path = find_record(study, run, folders, resolve)
         if path is not None:
             finished.append(Finished(run, path, json.loads(path.read_text(encoding="utf-8"))))
             continue

@@ -70,7 +70,7 @@ def find_missing(study: Study, folders: Folders) -> list[Run]:
     :return: the runs that are not finished
     :raises StudyError: if there are results of other runs in the place of the study's, or of the same with other defaults
     """
-    return [run for run in study.runs() if find_record(study, run, folders, resolve(run)) is None]
+    return [run for run in study.runs() if find_record(study, run, folders, resolve, adds_runs=True) is None]
 
 
 def check_no_run_is_lost(study: Study, folders: Folders) -> None:

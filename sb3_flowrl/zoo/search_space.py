@@ -14,7 +14,8 @@ NET_ARCHS = {
     "medium": [256, 256],
     "big": [400, 300],
 }
-ACTIVATIONS = {"gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU}
+ACTOR_ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU}
+CRITIC_ACTIVATIONS = {"gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU}
 
 
 def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
@@ -44,8 +45,10 @@ def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
         "guidance": trial.suggest_categorical("guidance", ["paper", "reference"]),
         "matching": trial.suggest_categorical("matching", ["action", "pre_squash"]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
-        "activation_fn": trial.suggest_categorical("activation_fn", list(ACTIVATIONS)),
+        "actor_activation_fn": trial.suggest_categorical("actor_activation_fn", list(ACTOR_ACTIVATIONS)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(CRITIC_ACTIVATIONS)),
         "batch_norm": trial.suggest_categorical("batch_norm", [False, True]),
+        "adam_beta1": trial.suggest_categorical("adam_beta1", [0.5, 0.9]),
     }
     if additional_args["using_her_replay_buffer"]:
         from rl_zoo3.hyperparams_opt import sample_her_params
@@ -65,13 +68,17 @@ def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :return: arguments of ``FlowRL``
     """
     # A study that was begun before these were searched had them at their defaults of then
-    params = {"spread_coef": 0.0, "batch_norm": False, **sampled_params}
+    before = {"spread_coef": 0.0, "batch_norm": False, "actor_activation_fn": "elu", "adam_beta1": 0.9}
+    params = {**before, **sampled_params}
     params["gamma"] = 1 - params.pop("one_minus_gamma")
     params["batch_size"] = 2 ** params.pop("batch_size_pow")
     params["policy_kwargs"] = dict(
         net_arch=NET_ARCHS[params.pop("net_arch")],
-        activation_fn=dict(pi=nn.ELU, qf=ACTIVATIONS[params.pop("activation_fn")]),
+        activation_fn=dict(
+            pi=ACTOR_ACTIVATIONS[params.pop("actor_activation_fn")], qf=CRITIC_ACTIVATIONS[params.pop("activation_fn")]
+        ),
         batch_norm=params.pop("batch_norm"),
+        optimizer_kwargs=dict(betas=(params.pop("adam_beta1"), 0.999), fused=True),
     )
     return params
 
