@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
-from sb3_flowrl import FlowActorCriticPolicy, FlowRL
+from sb3_flowrl import FlowRL
 from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.old_models import stack_optimizer_state, stack_state_dict
 from sb3_flowrl.stacked import StackedMLP

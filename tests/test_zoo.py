@@ -18,9 +18,10 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from torch import nn
 
 from sb3_flowrl import FlowRL, zoo
-from sb3_flowrl.zoo.search_space import convert_flowrl_params, sample_flowrl_params
+from sb3_flowrl.zoo.search_space import DEFAULT_TRIAL, convert_flowrl_params, sample_flowrl_params
 from tests import paper_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -243,9 +244,29 @@ def test_trials_of_before_a_parameter_was_searched_stay_what_they_were():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     extra = dict(using_her_replay_buffer=False, her_kwargs={})
     study.optimize(lambda trial: len(sample_flowrl_params(trial, 1, 1, extra)), n_trials=1)
-    before = {name: value for name, value in study.best_trial.params.items() if name not in ("spread_coef", "batch_norm")}
+    added = ("spread_coef", "batch_norm", "actor_activation_fn", "adam_beta1")
+    before = {name: value for name, value in study.best_trial.params.items() if name not in added}
     converted = convert_flowrl_params(before)
-    assert converted["spread_coef"] == 0.0 and converted["policy_kwargs"]["batch_norm"] is False
+    policy_kwargs = converted["policy_kwargs"]
+    assert converted["spread_coef"] == 0.0 and policy_kwargs["batch_norm"] is False
+    assert policy_kwargs["activation_fn"]["pi"] is nn.ELU and policy_kwargs["optimizer_kwargs"]["betas"] == (0.9, 0.999)
+
+
+def test_the_default_trial_is_flowrl_at_its_defaults():
+    study = optuna.create_study()
+    study.enqueue_trial(DEFAULT_TRIAL)
+    sampled = {}
+    extra = dict(using_her_replay_buffer=False, her_kwargs={})
+    study.optimize(lambda trial: len(sampled.update(sample_flowrl_params(trial, 1, 1, extra)) or []), n_trials=1)
+    assert study.trials[0].params == DEFAULT_TRIAL
+    trial, default = (FlowRL("MlpPolicy", "Pendulum-v1", buffer_size=1, **arguments) for arguments in (sampled, {}))
+    for name in sampled.keys() - {"policy_kwargs", "gamma"}:
+        assert getattr(trial, name) == getattr(default, name), name
+    assert trial.gamma == pytest.approx(default.gamma)
+    assert str(trial.policy) == str(default.policy)
+    for name in ("actor", "critic"):
+        groups = ({**getattr(model, name).optimizer.param_groups[0], "params": None} for model in (trial, default))
+        assert next(groups) == next(groups)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -305,6 +326,7 @@ def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path,
     study = load_study(tmp_path, storage)
     assert len(study.trials) == 3 and all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials)
     assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
+    assert [trial.number for trial in study.trials if trial.params == DEFAULT_TRIAL] == [0]
 
     arguments = ["--storage", storage, "--study-name", "flowrl", "--trial-id", "1", "-n", "120", "-f", "best"]
     # rl_zoo3 takes -params last, and the study's policy_kwargs are what is tested

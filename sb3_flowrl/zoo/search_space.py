@@ -16,6 +16,27 @@ NET_ARCHS = {
 }
 ACTOR_ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU}
 CRITIC_ACTIVATIONS = {"gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU}
+#: FlowRL's defaults as Optuna stores them: the trial that the others have to beat.
+DEFAULT_TRIAL = dict(
+    learning_rate=1e-3,
+    one_minus_gamma=0.01,
+    batch_size_pow=8,
+    tau=0.95,
+    policy_delay=2,
+    flow_steps=1,
+    ode_solver="midpoint",
+    expectile=0.9,
+    w2_coef=0.1,
+    spread_coef="auto",
+    target_spread=0.16,
+    guidance="paper",
+    matching="action",
+    net_arch="medium",
+    actor_activation_fn="relu",
+    activation_fn="relu",
+    batch_norm=True,
+    adam_beta1=0.5,
+)
 
 
 def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
