@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
-from sb3_flowrl import FlowRL
+from sb3_flowrl import FlowActorCriticPolicy, FlowRL
 from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.old_models import stack_optimizer_state, stack_state_dict
 from sb3_flowrl.stacked import StackedMLP
@@ -71,6 +71,30 @@ def test_what_it_is_saved_as_now_is_left_alone(tmp_path):
     loaded = FlowRL.load(tmp_path / "model")
     assert_same(parameters(model), parameters(loaded))
     assert_same(moments(model), moments(loaded))
+
+
+def test_it_has_the_defaults_of_its_time_also_when_it_is_saved_again(tmp_path):
+    model = FlowRL.load(DATA / "core_model")
+    model.save(tmp_path / "again")
+    for each in (model, FlowRL.load(tmp_path / "again")):
+        assert each.spread_coef == 0.0 and each.log_spread_coef is None and each.critic_target is not None
+        assert isinstance(each.actor.velocity_net[2], nn.ELU) and "GELU" in str(each.critic.networks)
+        assert each.actor.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+        assert each.policy_kwargs == dict(net_arch=[8, 8])
+    fresh = trained_model()
+    fresh.save(tmp_path / "fresh")
+    loaded = FlowRL.load(tmp_path / "fresh")
+    assert loaded.spread_coef == "auto" and loaded.critic_target is None
+    assert isinstance(loaded.actor.velocity_net[2], nn.ReLU)
+
+
+def test_a_policy_saved_alone_before_there_was_batch_norm_has_none(tmp_path):
+    policy = FlowRL.load(DATA / "core_model").policy
+    policy.save(tmp_path / "policy")
+    saved = th.load(tmp_path / "policy", weights_only=False)
+    del saved["data"]["batch_norm"]
+    th.save(saved, tmp_path / "policy")
+    assert_same(policy.state_dict(), FlowActorCriticPolicy.load(tmp_path / "policy").state_dict())
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.PReLU])
