@@ -5,8 +5,8 @@ Tune FlowRL with rl_zoo3 and Optuna in several processes on one study, and plot 
 
 Each worker is rl_zoo3's own command (``python -m rl_zoo3.train --algo flowrl -optimize``). This script starts them, and
 where one dies, marks its trial as failed, queues the parameters again, and starts another worker. So a study ends
-with all its trials, and one that was interrupted goes on when the command is given again. The first trial is FlowRL at its
-defaults, so that it shows what the search has gained.
+with all its trials, and one that was interrupted goes on when the command is given again. The first trial of a new study is
+FlowRL at its defaults, so that it shows what the search has gained.
 
 The storage may be an SQLite file (``sqlite:///runs/tune/study.db``), Optuna's journal (``runs/tune/study.log``), or a database
 server's address, with which the same command runs on many machines at once (see the README).
@@ -155,7 +155,8 @@ def main() -> None:
     )
     if args.learning_starts >= args.timesteps:
         parser.error(f"--learning-starts {args.learning_starts} leaves nothing of --timesteps {args.timesteps} to learn in")
-    study.enqueue_trial(DEFAULT_TRIAL, skip_if_exists=True)
+    if not study.trials:
+        study.enqueue_trial(DEFAULT_TRIAL, skip_if_exists=True)
     command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "flowrl", "--env", args.env, "-n", str(args.timesteps)]
     command += ["-params", f"learning_starts:{args.learning_starts}", "-optimize", "--storage", storage]
     command += ["--study-name", args.study_name, "--max-total-trials", str(args.trials), "--no-optim-plots"]

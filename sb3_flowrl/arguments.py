@@ -142,7 +142,7 @@ def _is_net_arch(value: Any) -> bool:
 def _is_activation(value: Any) -> bool:
     if isinstance(value, Mapping):
         return value.keys() == {"pi", "qf"} and all(_is_class(each, nn.Module) for each in value.values())
-    return _is_class(value, nn.Module)
+    return value is None or _is_class(value, nn.Module)
 
 
 def _is_optimizer_class(value: Any) -> bool:
@@ -224,7 +224,7 @@ POLICY_CHECKS: dict[str, Check] = {
     ),
     "optimizer_kwargs": _check_optional_dict,
     "n_critics": check_positive_int,
-    "batch_norm": _check_bool,
+    "batch_norm": _such_that(lambda value: value is None or isinstance(value, (bool, np.bool_)), "True, False or None"),
     "share_features_extractor": _check_bool,
 }
 

@@ -2,6 +2,7 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
+import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import checks, losses, old_models, run_state, safe, update
+from sb3_flowrl import checks, defaults, losses, run_state, safe, update
 from sb3_flowrl.arguments import (
     ALGORITHM_CHECKS,
     check_arguments,
@@ -58,7 +59,7 @@ class FlowRL(OffPolicyAlgorithm):
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations with three additions of our own that were measured to help: a Q_π that is normalised
+    The defaults are the paper's equations with three additions that together were measured to help: a Q_π that is normalised
     by batch (``policy_kwargs``, see ``FlowActorCriticPolicy``), actions that are kept apart (``spread_coef``), and a faster
     Adam. ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` give the paper and the authors' code to the
     letter.
@@ -201,13 +202,14 @@ class FlowRL(OffPolicyAlgorithm):
         self.compile = compile
         self.float64_observations = float64_observations
         self.trained_on_normalized_obs = False
-        self.policy_defaults: dict[str, Any] = {}
+        # A file that doesn't say so is of before there were others
+        self.has_former_defaults = defaults.is_loading()
+        if defaults.is_loading():
+            self.spread_coef = 0.0
         self._generators_before_step: run_state.GeneratorStates | None = None
         if _init_setup_model:  # while loading, the arguments are not yet the model's own
             check_env(env)
             check_arguments(ALGORITHM_CHECKS, locals())
-        else:  # and what the file doesn't name was so when it was written
-            self.spread_coef, self.policy_defaults = 0.0, old_models.POLICY_DEFAULTS
         if env is not None:
             env = maybe_make_env(env, verbose)
             checks.check_action_space(env.action_space)
@@ -255,7 +257,7 @@ class FlowRL(OffPolicyAlgorithm):
         if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
             raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
-        self.policy_kwargs = {**self.policy_defaults, **user_policy_kwargs, **flow_kwargs}
+        self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
         observation_space = self.observation_space
         if not self.float64_observations:
             self.observation_space = float32_space(observation_space)
@@ -263,7 +265,8 @@ class FlowRL(OffPolicyAlgorithm):
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
                 # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
                 warnings.filterwarnings("ignore", message="`n_steps=")
-            super()._setup_model()
+            with defaults.use(defaults.FORMER if self.has_former_defaults else defaults.TODAYS):
+                super()._setup_model()
         check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
@@ -486,6 +489,33 @@ class FlowRL(OffPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+    @classmethod
+    def load(
+        cls: type[SelfFlowRL],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs,
+    ) -> SelfFlowRL:
+        """
+        Load a model from a zip-file, as in SB3. One that was saved before the defaults changed is what it was.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained
+            model), has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: objects to put in the place of the saved ones, by their names
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: arguments of ``FlowRL`` to change
+        :return: the model
+        """
+        with defaults.loading():
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
         """

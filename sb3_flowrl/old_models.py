@@ -1,6 +1,6 @@
 """
-Loading what was saved by older versions: before the networks of a critic were stacked (see ``stacked.py``) each network had
-parameters, and moments in its optimiser, of its own; and before the defaults were what they are now.
+Loading what was saved before the networks of a critic were stacked (see ``stacked.py``): there each network had parameters,
+and moments in its optimiser, of its own.
 """
 
 import re
@@ -10,12 +10,6 @@ import torch as th
 from torch import nn
 
 from sb3_flowrl.stacked import StackedActivation, StackedMLP
-
-#: The policy's defaults of models that do not say what theirs were: they were the paper's and its authors'. An optimiser's are
-#: part of its saved state.
-POLICY_DEFAULTS = dict(
-    net_arch=dict(pi=[512, 512], qf=[512, 512, 512]), activation_fn=dict(pi=nn.ELU, qf=nn.GELU), batch_norm=False
-)
 
 #: ``networks.<network>.<layer>.<name>``; what is now stacked is called ``networks.<layer>.<name>``
 _OLD_KEY = re.compile(r"networks\.\d+\.\d+\.\w+")

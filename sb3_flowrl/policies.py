@@ -3,6 +3,7 @@ The policy of FlowRL, which holds its networks and their optimisers.
 """
 
 import io
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from torch import nn
 
 from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
 from sb3_flowrl.checks import UnsupportedObservationSpaceError
+from sb3_flowrl.defaults import policy_defaults
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.old_models import stack_optimizer_state
 from sb3_flowrl.update import Features, Networks
@@ -32,22 +34,23 @@ SelfFlowActorCriticPolicy = TypeVar("SelfFlowActorCriticPolicy", bound="FlowActo
 
 class FlowActorCriticPolicy(BoundedActionPolicy):
     """
-    Policy class of FlowRL: the flow actor, the twin critic Q_π and its target, the twin critic Q_β* of the best behaviour
-    in the replay buffer and its target, and that behaviour's state value V_β*.
+    Policy class of FlowRL: the flow actor, the twin critic Q_π (and its target, unless it is normalised by batch), the twin
+    critic Q_β* of the best behaviour in the replay buffer and its target, and that behaviour's state value V_β*.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation: a list for all networks, or
-        ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*.
+    :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation (but see ``batch_norm``): a list for
+        all networks, or ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*.
         Default: ``[256, 256]``, as SB3's SAC (the paper's Table 1 has ``dict(pi=[512, 512], qf=[512, 512, 512])``)
-    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``
-        (the authors have ``dict(pi=nn.ELU, qf=nn.GELU)``)
+    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``.
+        Default: ``nn.ReLU`` (the authors have ``dict(pi=nn.ELU, qf=nn.GELU)``)
     :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
     :param batch_norm: Whether the inputs of Q_π's layers are normalised by batch, in the place of its LayerNorms (and of its
         ``critic_layout``), and it does without a target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from
         its own values, computed in one pass of its networks with those that are trained. Unlike sb3_contrib's CrossQ, the
-        actor has no batch normalisation, and the moments are those of plain batch normalisation from first to last
+        actor has no batch normalisation, and the moments are those of plain batch normalisation from first to last.
+        Default: True
     :param critic_layout: "mlp", or "reference" for the critics and V_β* of the authors' code, which leave out the
         activation of the first and of the last hidden layer; theirs are four wide, ``qf=[512, 512, 512, 512]``
     :param features_extractor_class: Features extractor to use.
@@ -84,9 +87,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] | dict[str, type[nn.Module]] = nn.ReLU,
+        activation_fn: type[nn.Module] | dict[str, type[nn.Module]] | None = None,
         layer_norm: bool = True,
-        batch_norm: bool = True,
+        batch_norm: bool | None = None,
         critic_layout: str = "mlp",
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -100,8 +103,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         noise_clip: float | None = 1.0,
     ):
         check_arguments(POLICY_CHECKS, locals())
+        defaults = deepcopy(policy_defaults())
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            optimizer_kwargs = dict(betas=(0.5, 0.999), fused=True)
+            optimizer_kwargs = defaults.adam_kwargs
 
         super().__init__(
             observation_space,
@@ -115,7 +119,11 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         )
 
         if net_arch is None:
-            net_arch = [256, 256]
+            net_arch = defaults.net_arch
+        if activation_fn is None:
+            activation_fn = defaults.activation_fn
+        if batch_norm is None:
+            batch_norm = defaults.batch_norm
 
         actor_arch, critic_arch = get_actor_critic_arch(net_arch)
         actor_activation, critic_activation = _split_activations(activation_fn)

@@ -127,7 +127,7 @@ def policies(draw, observation_space: spaces.Space) -> dict[str, Any]:
     critic_arch = net_arch["qf"] if isinstance(net_arch, dict) else net_arch
     policy_kwargs = dict(
         net_arch=net_arch,
-        activation_fn=draw(activations()),
+        activation_fn=draw(st.one_of(st.none(), activations())),
         layer_norm=draw(st.booleans()),
         critic_layout=draw(st.sampled_from(["mlp", "reference"] if len(critic_arch) >= 3 else ["mlp"])),
         n_critics=draw(st.integers(1, 3)),

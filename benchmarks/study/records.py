@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch as th
-from torch import nn
+from rl_zoo3 import exp_manager
 
 from sb3_flowrl import safe
+from sb3_flowrl.defaults import FORMER, TODAYS, PolicyDefaults
 
 from .study import Run, Study, StudyError
 
@@ -29,12 +29,6 @@ PACKAGES = ("sb3-flowrl", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch"
 
 #: Arguments that older records don't hold, as there were none: with these values a model does what it did then.
 ADDED_SINCE: dict[str, Any] = {"spread_coef": 0.0, "target_spread": 0.16, "policy_kwargs.batch_norm": False}
-#: What None stood for in FlowRL's policy while its activations were the authors' by default.
-MEANT_BY_NONE: dict[str, Any] = {
-    "policy_kwargs.net_arch": "{'pi': [512, 512], 'qf': [512, 512, 512]}",
-    "policy_kwargs.activation_fn": str(dict(pi=nn.ELU, qf=nn.GELU)),
-    "policy_kwargs.optimizer_kwargs": "{'fused': True}",
-}
 
 #: What is known of a finished run, see ``run.py``.
 Record = dict[str, Any]
@@ -80,12 +74,12 @@ def find_record(
     :param folders: where files are
     :param resolve: tells what a run would be made with now
     :param adds_runs: whether runs will be put beside those that are found: then these have to be what they would be now.
-        Otherwise it is enough that the study asks for them in the words that it asked in
+        Otherwise it is enough, for the study's own, that it asks for them in the words that it asked in
     :return: the run's file, or None if it has not been finished
     :raises StudyError: if there is a file of the study's own, but of a run with other settings
     """
 
-    def compare(path: Path) -> list[str]:
+    def compare(path: Path, adds_runs: bool) -> list[str]:
         record = json.loads(path.read_text(encoding="utf-8"))
         specification = run.specification()
         is_asked_for_so = record["run"].get("hyperparameters") == specification.pop("hyperparameters")
@@ -100,14 +94,14 @@ def find_record(
 
     own = folders.record(study.name, run)
     if own.exists():
-        if found := compare(own):
+        if found := compare(own, adds_runs):
             raise StudyError(
                 f"{own} is of another run than would be made now: {'; '.join(found)}. "
                 "Delete it to run it again, or give the study another name."
             )
         return own
     return next(
-        (path for other in study.includes if (path := folders.record(other, run)).exists() and not compare(path)), None
+        (path for other in study.includes if (path := folders.record(other, run)).exists() and not compare(path, True)), None
     )
 
 
@@ -137,10 +131,19 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
     hyperparameters.pop("n_timesteps", None)  # of rl_zoo3's files, over which the study's steps go
     if "w2_coef" in defaults:
         defaults = ADDED_SINCE | defaults
-        if defaults.get("policy_kwargs.activation_fn", 0) is None:
-            defaults |= {name: meant for name, meant in MEANT_BY_NONE.items() if defaults[name] is None}
+        defaults |= what_none_means(TODAYS if defaults["policy_kwargs.batch_norm"] is None else FORMER)
     defaults.pop("policy_kwargs", None)
     return defaults | name_policy_arguments(hyperparameters)
+
+
+def what_none_means(defaults: PolicyDefaults) -> Record:
+    """
+    :param defaults: of FlowRL's policy, when the run was made
+    :return: what its arguments are where nobody says what, by their names in a record
+    """
+    named = {f"policy_kwargs.{name}": value for name, value in defaults._asdict().items()}
+    named["policy_kwargs.optimizer_kwargs"] = named.pop("policy_kwargs.adam_kwargs")
+    return as_plain_data(named)
 
 
 def name_policy_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +154,7 @@ def name_policy_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     named = dict(hyperparameters)
     text = named.pop("policy_kwargs", None)
     # As rl_zoo3 reads it
-    policy_kwargs = eval(text, {"nn": nn, "th": th, "torch": th}) if isinstance(text, str) else text or {}
+    policy_kwargs = eval(text, vars(exp_manager)) if isinstance(text, str) else text or {}
     return named | {f"policy_kwargs.{name}": value for name, value in as_plain_data(policy_kwargs).items()}
 
 
@@ -161,8 +164,14 @@ def as_plain_data(values: Mapping[str, Any]) -> Record:
     :return: them as JSON knows them; what it doesn't know, as text
     """
     return {
-        name: value if isinstance(value, (bool, int, float, str, type(None))) else str(value) for name, value in values.items()
+        name: value if isinstance(value, (bool, int, float, str, type(None))) else str(_sorted(value))
+        for name, value in values.items()
     }
+
+
+def _sorted(value: Any) -> Any:
+    """A dictionary in the order of its keys, as theirs makes no difference."""
+    return dict(sorted(value.items())) if isinstance(value, dict) else value
 
 
 def write_atomically(path: Path, text: str) -> None:
