@@ -88,6 +88,50 @@ def test_it_has_the_defaults_of_its_time_also_when_it_is_saved_again(tmp_path):
     assert isinstance(loaded.actor.velocity_net[2], nn.ReLU)
 
 
+class NarrowPolicy(FlowActorCriticPolicy):
+    """With a default of its own."""
+
+    def __init__(self, observation_space, action_space, lr_schedule, net_arch=(4,), **kwargs):
+        super().__init__(observation_space, action_space, lr_schedule, net_arch=list(net_arch), **kwargs)
+
+
+class FixedPolicy(FlowActorCriticPolicy):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, net_arch=[4], **kwargs)
+
+
+@pytest.mark.parametrize(
+    "policy, policy_kwargs, widths",
+    [
+        ("MlpPolicy", {}, [512, 512]),
+        ("MlpPolicy", dict(net_arch=None, activation_fn=None, optimizer_kwargs=None), [512, 512]),
+        (NarrowPolicy, {}, [4]),
+        (FixedPolicy, {}, [4]),
+    ],
+)
+def test_what_an_older_model_was_not_asked_for_is_as_it_was(policy, policy_kwargs, widths, tmp_path):
+    arguments = dict(buffer_size=1, spread_coef=0.0, policy_kwargs=policy_kwargs, _init_setup_model=False)
+    model = FlowRL(policy, "Pendulum-v1", **arguments)
+    model.has_former_defaults = True
+    model._setup_model()
+    model.save(tmp_path / "old", exclude=["has_former_defaults", "spread_coef"])
+    loaded = FlowRL.load(tmp_path / "old")
+    assert [layer.out_features for layer in loaded.actor.velocity_net if isinstance(layer, nn.Linear)] == [*widths, 1]
+    assert_same(parameters(model), parameters(loaded))
+    assert "GELU" in str(loaded.critic.networks) and loaded.spread_coef == 0.0
+    assert loaded.policy.optimizer_kwargs == dict(fused=True)
+
+
+def test_a_model_that_is_set_up_later_has_todays_defaults():
+    class SetUpLater(FlowRL):
+        def __init__(self, policy, env):
+            super().__init__(policy, env, buffer_size=1, _init_setup_model=False)
+            self._setup_model()
+
+    model = SetUpLater("MlpPolicy", "Pendulum-v1")
+    assert model.spread_coef == "auto" and model.critic_target is None and model.policy.net_arch == [256, 256]
+
+
 def test_a_policy_saved_alone_before_there_was_batch_norm_has_none(tmp_path):
     policy = FlowRL.load(DATA / "core_model").policy
     policy.save(tmp_path / "policy")

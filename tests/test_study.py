@@ -11,9 +11,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from study.arguments import resolve
 from study.cost import LEANRL, MEASURED, describe_cost, estimate_cost, guess_gpu_rates, measured_rates
-from study.records import Folders, find_record, to_json, write_atomically
+from study.records import (
+    Folders,
+    differences,
+    find_record,
+    name_policy_arguments,
+    to_json,
+    what_none_means,
+    write_atomically,
+)
 from study.study import STUDIES, StudyError, find_study, load_study
 
+from sb3_flowrl.defaults import FORMER
 from tests.study_package import finish, make_study
 
 
@@ -122,6 +131,31 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
     changed = make_study(tmp_path, steps=1000)
     with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* steps was 600, and is 1000 in the study"):
         find_record(changed, changed.runs()[0], folders, resolve)
+
+
+@pytest.mark.parametrize("name", ["part1", "diagnosis", "precision", "ablations", "extras", "paper"])
+def test_studies_of_the_papers_constants_say_what_they_are(name):
+    """Whatever the defaults are or become."""
+    former = dict(learning_rate=3e-4, spread_coef=0.0)
+    former |= {key: value for key, value in what_none_means(FORMER).items() if key != "policy_kwargs.net_arch"}
+    for run in load_study(find_study(name)).runs():
+        if run.algo == "flowrl":
+            assert former.items() <= name_policy_arguments(run.hyperparameters).items(), run.name
+
+
+def test_defaults_are_the_same_said_or_not(tmp_path):
+    said = dict(
+        learning_rate=1e-3,
+        # rl_zoo3's entry for Pendulum, which it goes over, has this net_arch
+        policy_kwargs="dict(optimizer_kwargs=dict(fused=True, betas=(0.5, 0.999)), net_arch=[64, 64], activation_fn=nn.ReLU,\n"
+        "batch_norm=True)",
+    )
+    algorithms: dict = dict(flowrl=None, said=dict(algo="flowrl", hyperparameters=said))
+    study = make_study(tmp_path, algorithms=algorithms, baselines=["flowrl"], hyperparameters={})
+    unsaid, said_so = (resolve(run) for run in study.runs())
+    assert differences(unsaid, said_so) == []
+    other = {**said_so, "hyperparameters": {**said_so["hyperparameters"], "tau": 0.5}}
+    assert differences(unsaid, other) == ["tau was 0.95 and is 0.5"]
 
 
 def test_a_run_is_the_same_whether_a_default_or_the_study_says_so(tmp_path):
