@@ -603,14 +603,15 @@ class FlowRL(OffPolicyAlgorithm):
         :param exact_match: If True, the given parameters should include parameters for each module and each of their
             parameters, otherwise raises an Exception.
         :param device: Device on which the code should run.
-        :raises RuntimeError: if the coefficient of the spread is learned here and not there, or there and not here
+        :raises ValueError: if names are missing, or the coefficient of the spread is learned here and not there, or there and
+            not here
         """
         params = load_path_or_dict
         if not isinstance(params, dict):
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
         is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
         if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
-            raise RuntimeError(
+            raise ValueError(
                 f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
                 f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
                 f'spread_coef="auto".'
