@@ -604,14 +604,15 @@ class FlowRL(OffPolicyAlgorithm):
             parameters, otherwise raises an Exception.
         :param device: Device on which the code should run.
         :raises ValueError: if names are missing, or the coefficient of the spread is learned here and not there, or there and
-            not here
+            not here; the latter, while a model is loaded, as a RuntimeError
         """
         params = load_path_or_dict
         if not isinstance(params, dict):
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
         is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
         if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
-            raise ValueError(
+            # SB3's `load` takes a ValueError for one of a model of an old version, and hides it behind another
+            raise (RuntimeError if defaults.is_loading() else ValueError)(
                 f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
                 f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
                 f'spread_coef="auto".'

@@ -648,9 +648,12 @@ def test_set_parameters_demands_all_of_them():
     given = model.get_parameters()
     optimizers = {f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")}
     assert set(given) == {"policy", *optimizers, "spread_coef_optimizer"}
-    del given["behavior_value.optimizer"]
-    with pytest.raises(ValueError, match="Names of parameters do not match"):
-        model.set_parameters(given, exact_match=True)
+    for name, message in (
+        ("behavior_value.optimizer", "Names of parameters do not match"),
+        ("spread_coef_optimizer", "learned"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_parameters({key: value for key, value in given.items() if key != name}, exact_match=True)
 
 
 class BatchNormExtractor(ScaleExtractor):
