@@ -34,9 +34,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from torch import nn
 
 from sb3_flowrl import FlowRL, reference_arguments
+from sb3_flowrl.defaults import FORMER
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -107,7 +107,7 @@ class Architecture:
 
 def paper_like_arguments() -> dict[str, Any]:
     """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
-    policy_kwargs = dict(activation_fn=dict(pi=nn.ELU, qf=nn.GELU), batch_norm=False, optimizer_kwargs=dict(fused=True))
+    policy_kwargs = dict(activation_fn=FORMER.activation_fn, batch_norm=FORMER.batch_norm, optimizer_kwargs=FORMER.adam_kwargs)
     return dict(learning_rate=3e-4, spread_coef=0.0, policy_kwargs=policy_kwargs)
 
 

@@ -5,6 +5,7 @@ The defaults of the policy: today's, and those that older models were made with,
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -37,9 +38,9 @@ _is_loading: ContextVar[bool] = ContextVar("is_loading", default=False)
 
 def policy_defaults() -> PolicyDefaults:
     """
-    :return: the defaults in use, not yet copied
+    :return: the defaults in use, a copy that may be changed
     """
-    return _in_use.get()
+    return deepcopy(_in_use.get())
 
 
 @contextmanager

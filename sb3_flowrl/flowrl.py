@@ -204,7 +204,7 @@ class FlowRL(OffPolicyAlgorithm):
         self.trained_on_normalized_obs = False
         # A file that doesn't say so is of before there were others
         self.has_former_defaults = defaults.is_loading()
-        if defaults.is_loading():
+        if self.has_former_defaults:
             self.spread_coef = 0.0
         self._generators_before_step: run_state.GeneratorStates | None = None
         if _init_setup_model:  # while loading, the arguments are not yet the model's own

@@ -34,8 +34,7 @@ def bootstrap_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor 
     :param dones: d, ``(B, 1)``: 1 where the episode terminated, 0 where it goes on or was only cut by a time limit
     :param discounts: γ, or γ^n with n of each sample, ``(B, 1)``
     :param next_values: the value of the next state, ``(B, 1)``: for Q_π the clipped twin (the target, if it has one) at the
-        policy's action,
-        for Q_β* the expectile value V_β*
+        policy's action, for Q_β* the expectile value V_β*
     :return: y, ``(B, 1)``
     """
     return rewards + discounts * (1.0 - dones) * next_values

@@ -3,7 +3,6 @@ The policy of FlowRL, which holds its networks and their optimisers.
 """
 
 import io
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +18,11 @@ from stable_baselines3.common.torch_layers import (
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
 from sb3_flowrl.checks import UnsupportedObservationSpaceError
-from sb3_flowrl.defaults import policy_defaults
+from sb3_flowrl.defaults import FORMER, policy_defaults, use
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.old_models import stack_optimizer_state
 from sb3_flowrl.update import Features, Networks
@@ -103,7 +101,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         noise_clip: float | None = 1.0,
     ):
         check_arguments(POLICY_CHECKS, locals())
-        defaults = deepcopy(policy_defaults())
+        defaults = policy_defaults()
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = defaults.adam_kwargs
 
@@ -203,12 +201,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         :param device: Device on which the policy should be loaded.
         :return: the policy
         """
-        device = get_device(device)
-        saved = th.load(path, map_location=device, weights_only=False)
-        # Older ones say all but this, of which there was no choice
-        policy = cls(**{"batch_norm": False, **saved["data"]})
-        policy.load_state_dict(saved["state_dict"])
-        return policy.to(device)
+        with use(FORMER):  # Older files say all but `batch_norm`, of which there was no choice
+            return super().load(path, device)  # type: ignore[arg-type]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
