@@ -139,6 +139,46 @@ def test_last_evaluations_together_have_a_table_and_a_scale_of_their_own(tmp_pat
     )
 
 
+def test_ratios_to_the_best_baseline_are_put_together(tmp_path, folders):
+    study = make(tmp_path, folders, steps=2_000)
+    for run in study.runs():
+        if run.label == "flowrl":
+            rewrite_evaluations(folders.record(study.name, run), [20.0] * 9 + [FINALS[run.env][run.label][run.seed]])
+        else:
+            rewrite_evaluations(folders.record(study.name, run), [FINALS[run.env][run.label][run.seed]] * 10)
+    # FlowRL ends at 50 and 300 and averages (4 * 20 + 50) / 5 and (4 * 20 + 300) / 5; the best of the others is 100 on both
+    row = "| flowrl | 1.75 | 0.50, Pendulum-v1 | 1 of 2 | 0.51 | 0.26, Pendulum-v1 | 0 of 2 |"
+    assert row in pages(study, folders)[0]
+
+
+def test_equal_processor_time_is_that_of_the_fastest(tmp_path, folders):
+    study = make(tmp_path, folders)
+    for run in study.runs():
+        path = folders.record(study.name, run)
+        record = json.loads(path.read_text())
+        # Half of the time on the wall's clock went to others; TD3 takes 60 seconds of the processor for all, the others 240
+        seconds = 120.0 if run.label == "td3" else 480.0
+        record.update(seconds=seconds, cpu_seconds=seconds / 2)
+        for index, point in enumerate(record["evaluations"], start=1):
+            point["seconds"] = seconds * index / 3
+        write_atomically(path, json.dumps(record))
+    first = collect(study, folders).of("Pendulum-v1", "flowrl")[2]  # rises in a straight line from -100 to 100
+    assert [first.after(seconds) for seconds in (0.0, 60.0, 160.0, 999.0)] == pytest.approx([-100.0, -50.0, 100 / 3, 100.0])
+    # A quarter of the way, from -100, to the means of the ends, 50 and 100
+    assert "| Pendulum-v1 | 1.0 | -62.5 | -50.0 | 0.0 |" in pages(study, folders)[0]
+
+
+def test_modes_are_compared_over_the_seeds(tmp_path, folders):
+    study = make(tmp_path, folders)
+    for seed, lead in enumerate((3.0, 6.0, 30.0)):
+        run = next(run for run in study.runs() if (run.env, run.label, run.seed) == ("Pendulum-v1", "flowrl", seed))
+        path = folders.record(study.name, run)
+        record = json.loads(path.read_text())
+        record["evaluations"][-1]["stochastic"] = [value - lead for value in record["evaluations"][-1]["deterministic"]]
+        write_atomically(path, json.dumps(record))
+    assert "| Pendulum-v1 | flowrl | 13.0 | [0](" in pages(study, folders)[0]
+
+
 def test_iqm_without_a_task_is_that_of_the_others(tmp_path, folders):
     study = make(tmp_path, folders)
     leaving_out = compute(collect(study, folders)).leaving_out["flowrl"]
@@ -185,8 +225,8 @@ def test_what_is_missing_is_said_and_in_no_number(tmp_path, folders):
     write_atomically(folders.failure(study.name, failed), "Traceback\nValueError: it broke\n")
     markdown, _ = pages(study, folders)
     assert (
-        "**16 of 18 runs are finished.** Not finished, and in none of the numbers: MountainCarContinuous-v0_td3_seed1."
-        in markdown
+        "**16 of 18 runs are finished.** Not finished, and in none of the numbers (with their seeds): "
+        "td3 on MountainCarContinuous-v0, 1." in markdown
     )
     assert "- [Pendulum-v1_flowrl_seed2](failures/Pendulum-v1_flowrl_seed2.txt): `ValueError: it broke`" in markdown
     assert "earlier attempt" not in markdown

@@ -110,9 +110,13 @@ class Report:
     def _state(self) -> str:
         n_finished, n_missing = len(self.results.finished), len(self.results.missing)
         state = f"**{n_finished} of {n_finished + n_missing} runs are finished.**"
-        unfinished = [run.name for run in self.results.missing if run.name not in self.results.failures]
+        unfinished: dict[tuple[str, str], list[str]] = {}
+        for run in self.results.missing:
+            if run.name not in self.results.failures:
+                unfinished.setdefault((run.label, run.env), []).append(str(run.seed))
         if unfinished:
-            state += f" Not finished, and in none of the numbers: {', '.join(unfinished)}."
+            runs = "; ".join(f"{label} on {env}, {', '.join(seeds)}" for (label, env), seeds in sorted(unfinished.items()))
+            state += f" Not finished, and in none of the numbers (with their seeds): {runs}."
         if self.results.failures:
             failures = [
                 f"- [{name}](failures/{name}.txt): `{traceback.strip().splitlines()[-1]}`"
@@ -260,6 +264,7 @@ class Report:
                 "Random actions were evaluated before each run of the task, of whatever algorithm; this is the mean of all "
                 "that the table above names for it."
             )
+        yield from self._ratios()
         curves = learning_curves(self.results)
         comparisons = self.study.comparisons or {"": self.labels}
         for index, (title, labels) in enumerate(comparisons.items()):
@@ -275,6 +280,49 @@ class Report:
             "Mean returns on the way (deterministic):"
         )
         yield self._way_table()
+        yield from self._at_equal_processor_time()
+
+    def _ratios(self) -> Iterable[str]:
+        """How an algorithm compares with the best baseline of each task, over the tasks."""
+        rows = []
+        for label in self.labels:
+            cells = []
+            for results in (self.results, replace(self.results, last=LAST)):
+                ratios = {
+                    env: results.mean_final(env, label) / best
+                    for env, (_, best, _) in results.scales.items()
+                    if best > 0 and results.of(env, label)
+                }
+                if ratios:
+                    least = min(ratios, key=lambda env: ratios[env])
+                    n_ahead = sum(ratio > 1 for ratio in ratios.values())
+                    mean = f"{sum(ratios.values()) / len(ratios):.2f}"
+                    cells += [mean, f"{ratios[least]:.2f}, {least}", f"{n_ahead} of {len(ratios)}"]
+            if cells:
+                rows.append([label, *cells])
+        if rows and all(len(row) == 7 for row in rows):
+            yield "These ratios over the tasks, of the last evaluation and of the mean of the last five:"
+            columns = ["mean ratio", "least", "tasks above 1"]
+            yield _table(["algorithm", *columns, *(f"last {LAST}: {column}" for column in columns)], rows)
+
+    def _at_equal_processor_time(self) -> Iterable[str]:
+        """What the algorithms reach in the processor time that the fastest takes for all its steps."""
+        rows = []
+        for env in self.study.environments:
+            ran = {label: finished for label in self.labels if (finished := self.results.of(env, label))}
+            if len(ran) > 1:
+                limit = min(float(np.mean([each.record["cpu_seconds"] for each in finished])) for finished in ran.values())
+                cells = [
+                    _number(float(np.mean([each.after(limit) for each in ran[label]]))) if label in ran else "not run"
+                    for label in self.labels
+                ]
+                rows.append([env, f"{limit / 60:.1f}", *cells])
+        if rows:
+            yield (
+                "Mean return when each has had the processor minutes of the fastest (evaluations aside; on straight lines "
+                "between them). These minutes hang on the machine, on what else it did, and on the precision asked for:"
+            )
+            yield _table(["task", "minutes", *self.labels], rows)
 
     def _task_row(self, env: str, label: str) -> list[str]:
         finished = self.results.of(env, label)
@@ -305,16 +353,24 @@ class Report:
         return _table(["task", "algorithm", *(f"{steps[index]:,}" for index in indices), "seeds"], rows)
 
     def _both_modes(self) -> Iterable[str]:
-        rows = []
+        rows, less = [], []
         for each in self.results.finished:
             if len(each.run.modes) == 2:
                 rows.append([self._link(each.run.name, each), _number(each.final()), _number(each.final("stochastic"))])
+        for env in self.study.environments:
+            for label in self.labels:
+                finished = [each for each in self.results.of(env, label) if len(each.run.modes) == 2]
+                if finished:
+                    differences_of_modes = [each.final() - each.final("stochastic") for each in finished]
+                    less.append([env, label, _number(float(np.mean(differences_of_modes))), self._seeds(finished)])
         if rows:
             yield (
                 "The same policies, evaluated with `deterministic=True` (for FlowRL the flow from a0 = 0, for SAC and TQC the "
                 "mean of the distribution) and with actions drawn from the policy: mean return of the last evaluation."
             )
             yield _table(["run", "deterministic", "stochastic"], rows)
+            yield "The first less the second, mean over the seeds:"
+            yield _table(["task", "algorithm", "deterministic less stochastic", "seeds"], less)
         if plain := [label for label in self.labels if self.study.algorithms[label].algo in DETERMINISTIC_ALGOS]:
             yield f"The policies of {', '.join(plain)} draw no actions."
 

@@ -59,6 +59,18 @@ class Finished:
         """
         return float(self.returns(mode)[-last:].mean())
 
+    def after(self, processor_seconds: float) -> float:
+        """
+        :param processor_seconds: processor time of training, evaluations aside
+        :return: mean return, deterministic, when the run had had so much: on straight lines between the evaluations, from
+            random actions at the start. The file has the processor time of the whole run alone; it is dealt out as the
+            evaluations' times on the wall's clock were
+        """
+        share = self.record["cpu_seconds"] / self.record["seconds"]
+        times = [0.0, *(point["seconds"] * share for point in self.record["evaluations"])]
+        means = [np.mean(self.record["random_returns"]), *self.returns().mean(axis=1)]
+        return float(np.interp(processor_seconds, times, means))
+
     def swing(self, last: int) -> float:
         """
         :param last: how many of the last evaluations count
