@@ -8,6 +8,9 @@ where one dies, marks its trial as failed, queues the parameters again, and star
 with all its trials, and one that was interrupted goes on when the command is given again. The first trial of a new study is
 FlowRL at its defaults, so that it shows what the search has gained.
 
+Arguments that this script does not know go to rl_zoo3 as they are (``--eval-episodes 10``), and ``--params`` holds the same for
+all trials, such as ``--params "precision:'bfloat16'" compile:True``.
+
 The storage may be an SQLite file (``sqlite:///runs/tune/study.db``), Optuna's journal (``runs/tune/study.log``), or a database
 server's address, with which the same command runs on many machines at once (see the README).
 """
@@ -146,7 +149,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tune")
     parser.add_argument("--storage", help="default: an SQLite file in the folder")
     parser.add_argument("--study-name", default="flowrl")
-    args = parser.parse_args()
+    parser.add_argument("--params", nargs="+", default=[], help="FlowRL's arguments for all trials, as rl_zoo3 takes them")
+    args, for_rl_zoo3 = parser.parse_known_args()
 
     args.folder.mkdir(parents=True, exist_ok=True)
     storage = args.storage or f"sqlite:///{args.folder / 'study.db'}"
@@ -158,9 +162,9 @@ def main() -> None:
     if not study.trials:
         study.enqueue_trial(DEFAULT_TRIAL, skip_if_exists=True)
     command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "flowrl", "--env", args.env, "-n", str(args.timesteps)]
-    command += ["-params", f"learning_starts:{args.learning_starts}", "-optimize", "--storage", storage]
+    command += ["-params", f"learning_starts:{args.learning_starts}", *args.params, "-optimize", "--storage", storage]
     command += ["--study-name", args.study_name, "--max-total-trials", str(args.trials), "--no-optim-plots"]
-    command += ["--n-evaluations", str(args.evaluations), "--num-threads", "1", "-f", str(args.folder / "logs")]
+    command += ["--n-evaluations", str(args.evaluations), "--num-threads", "1", "-f", str(args.folder / "logs"), *for_rl_zoo3]
     Tuner(study, command, args.trials, args.workers).run()
 
     states = collections.Counter(trial.state.name for trial in study.trials)

@@ -319,8 +319,11 @@ def test_optimize_with_pruning_in_two_threads(tmp_path):
 @pytest.mark.parametrize("storage", ["sqlite:///study.db", "study.log"])
 def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
     tune = [str(ROOT / "examples" / "tune.py"), "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
+    tune += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's
     output = python(*tune, "--trials", "3", "--workers", "2", "--folder", ".", "--storage", storage, cwd=tmp_path)
     assert "best: trial" in output
+    models = [FlowRL.load(path) for path in tmp_path.glob("models/trial_*/best_model.zip")]
+    assert len(models) == 3 and all((model.buffer_size, model.learning_starts) == (777, 200) for model in models)
     for picture in ("history.png", "importance.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     study = load_study(tmp_path, storage)
