@@ -8,8 +8,8 @@ where one dies, marks its trial as failed, queues the parameters again, and star
 with all its trials, and one that was interrupted goes on when the command is given again. The first trial of a new study is
 FlowRL at its defaults, so that it shows what the search has gained.
 
-Arguments that this script does not know go to rl_zoo3 as they are (``--eval-episodes 10``), and ``--params`` holds the same for
-all trials, such as ``--params "precision:'bfloat16'" compile:True``.
+Arguments that this script does not know go to rl_zoo3 as they are (``--eval-episodes 10``), and ``--params`` are FlowRL's
+for all trials, such as ``--params "precision:'bfloat16'" compile:True``.
 
 The storage may be an SQLite file (``sqlite:///runs/tune/study.db``), Optuna's journal (``runs/tune/study.log``), or a database
 server's address, with which the same command runs on many machines at once (see the README).
