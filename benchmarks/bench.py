@@ -108,7 +108,7 @@ class Architecture:
 def paper_like_arguments() -> dict[str, Any]:
     """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
     policy_kwargs = dict(activation_fn=FORMER.activation_fn, batch_norm=FORMER.batch_norm, optimizer_kwargs=FORMER.adam_kwargs)
-    return dict(learning_rate=3e-4, policy_kwargs=policy_kwargs)
+    return dict(learning_rate=3e-4, spread_coef=0.0, policy_kwargs=policy_kwargs)
 
 
 ARCHITECTURES = {

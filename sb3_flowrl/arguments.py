@@ -4,6 +4,7 @@ What each argument of ``FlowRL`` and of its policy may be, checked before any wo
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,6 +98,27 @@ def _check_guidance(name: str, value: Any) -> None:
         check_choice(name, value, GUIDANCES, or_else=", or pass a callable")
 
 
+def _check_spread_coef(name: str, value: Any) -> None:
+    description = 'a finite number of at least 0, "auto", or, to begin with another coefficient than 1, such as "auto_0.1"'
+    if not isinstance(value, str):
+        check_number(name, value, lambda x: 0.0 <= x < math.inf, description)
+    elif not initial_spread_coef(value) > 0.0:
+        _refuse(name, value, description)
+
+
+def initial_spread_coef(spread_coef: str) -> float:
+    """
+    :param spread_coef: "auto", or a first value after it, as in "auto_0.1"
+    :return: the coefficient to begin with, or 0 if the text is none of them
+    """
+    match = re.fullmatch(r"auto(?:_(.+))?", spread_coef)
+    try:
+        initial = float(match[1] or 1) if match else 0.0
+    except ValueError:
+        return 0.0
+    return initial if math.isfinite(initial) else 0.0
+
+
 def _check_device(name: str, value: Any) -> None:
     try:
         if not isinstance(value, (str, th.device)):
@@ -162,6 +184,9 @@ ALGORITHM_CHECKS: dict[str, Check] = {
     "w2_coef": _number(lambda x: 0.0 <= x < math.inf, "a finite number of at least 0"),
     "guidance": _check_guidance,
     "per_sample": _check_bool,
+    "spread_coef": _check_spread_coef,
+    # The floor of `losses.log_spread` hides what is narrower, and wider than evenly spread no policy gets for long
+    "target_spread": _number(lambda x: 0.03 <= x <= 0.6, "a number from 0.03 to 0.6, which is nearly evenly spread actions"),
     "matching": _choice(*MATCHING_SPACES),
     "noise_clip": lambda name, value: (
         None if value is None else check_number(name, value, lambda x: x > 0.0, "a number above 0, or None not to clip")

@@ -285,7 +285,7 @@ def actor_terms(model: "FlowRL", batch: Batch, noise: FlowNoise) -> ActorTerms:
     returned, and not left in ``.grad``.
 
     The loss is training's own, ``update.actor_loss``: once as it is, and once with weights of 0, where the Q term remains.
-    What is between them is the constraint's.
+    What is between them is the constraint's. A spread's term (``spread_coef``) is left out.
 
     :param model: the model
     :param batch: replay samples

@@ -3,6 +3,7 @@ FlowRL as a Stable-Baselines3 algorithm.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import checks, defaults, run_state, safe, update
+from sb3_flowrl import checks, defaults, losses, run_state, safe, update
 from sb3_flowrl.arguments import (
     ALGORITHM_CHECKS,
     check_arguments,
@@ -28,6 +30,7 @@ from sb3_flowrl.arguments import (
     check_discount,
     check_env,
     check_train_freq,
+    initial_spread_coef,
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
@@ -56,9 +59,10 @@ class FlowRL(OffPolicyAlgorithm):
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations with two additions that were measured to help: a Q_π that is normalised by batch
-    (``policy_kwargs``, see ``FlowActorCriticPolicy``) and a faster Adam. ``sb3_flowrl.paper_arguments`` and
-    ``sb3_flowrl.reference_arguments`` give the paper and the authors' code to the letter.
+    The defaults are the paper's equations with three additions that together were measured to help: a Q_π that is normalised
+    by batch (``policy_kwargs``, see ``FlowActorCriticPolicy``), actions that are kept apart (``spread_coef``), and a faster
+    Adam. ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` give the paper and the authors' code to the
+    letter.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -105,6 +109,12 @@ class FlowRL(OffPolicyAlgorithm):
         squashed, onto the stored action itself, as the authors' code does; "pre_squash" onto atanh of the action (clipped to
         ±0.999), so that a perfect match plays the stored action
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
+    :param spread_coef: α, the coefficient of the spread of the policy's actions in one state, see ``losses.log_spread``: it
+        keeps the flow from collapsing to a point, after which nothing new is tried. "auto" learns it, as SAC its ``ent_coef``,
+        so that the spread stays at ``target_spread``; "auto_0.1" begins with 0.1 instead of 1; 0 leaves it out, as the paper
+        does
+    :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of the
+        actions, scaled to [-1, 1], in its geometric mean over their dimensions, see ``losses.log_spread``
     :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
         TF32 on CUDA, see ``update.matmul_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
         optimiser state and losses stay in float32
@@ -164,6 +174,8 @@ class FlowRL(OffPolicyAlgorithm):
         per_sample: bool = True,
         matching: str = "action",
         noise_clip: float | None = 1.0,
+        spread_coef: float | str = "auto",
+        target_spread: float = 0.16,
         precision: str = "float32",
         compile: bool | str = "auto",
         float64_observations: bool = False,
@@ -184,12 +196,16 @@ class FlowRL(OffPolicyAlgorithm):
         self.per_sample = per_sample
         self.matching = matching
         self.noise_clip = noise_clip
+        self.spread_coef = spread_coef
+        self.target_spread = target_spread
         self.precision = precision
         self.compile = compile
         self.float64_observations = float64_observations
         self.trained_on_normalized_obs = False
         # A file that doesn't say so is of before there were others
         self.has_former_defaults = defaults.is_loading()
+        if self.has_former_defaults:
+            self.spread_coef = 0.0
         self._generators_before_step: run_state.GeneratorStates | None = None
         if _init_setup_model:  # while loading, the arguments are not yet the model's own
             check_env(env)
@@ -254,6 +270,7 @@ class FlowRL(OffPolicyAlgorithm):
         check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self._create_aliases()
+        self._setup_spread_coef()
         self._cuda_graphs = self.device.type == "cuda"
         self._compilable_value_gradients = MaybeCompiled(update.value_gradients, self._cuda_graphs)
         self._compilable_actor_gradients = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
@@ -262,6 +279,21 @@ class FlowRL(OffPolicyAlgorithm):
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
             for online, target in self._target_pairs()
         ]
+
+    def _setup_spread_coef(self) -> None:
+        self.log_spread_coef: th.Tensor | None = None
+        self.spread_coef_optimizer: th.optim.Optimizer | None = None
+        if isinstance(self.spread_coef, str):
+            # The logarithm, so that it stays above 0
+            initial = math.log(initial_spread_coef(self.spread_coef))
+            self.log_spread_coef = th.full((1,), initial, device=self.device, requires_grad=True)
+            self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
+
+    def _current_spread_coef(self) -> th.Tensor | None:
+        """The coefficient as the actor's loss takes it."""
+        if self.log_spread_coef is not None:
+            return self.log_spread_coef.detach().exp().squeeze()
+        return th.full((), float(self.spread_coef), device=self.device) if self.spread_coef else None
 
     def _flow_kwargs(self) -> dict[str, Any]:
         return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
@@ -290,7 +322,8 @@ class FlowRL(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # Update learning rate according to lr schedule
         value_optimizers = [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
-        self._update_learning_rate([self.actor.optimizer, *value_optimizers])
+        spread_optimizers = [] if self.spread_coef_optimizer is None else [self.spread_coef_optimizer]
+        self._update_learning_rate([self.actor.optimizer, *value_optimizers, *spread_optimizers])
         checks.check_learning_rate(self.actor.optimizer.param_groups[0]["lr"], self._current_progress_remaining)
 
         value_logs: list[th.Tensor] = []
@@ -316,11 +349,20 @@ class FlowRL(OffPolicyAlgorithm):
                     leaves, found = self._actor_gradients(batch, noise, features, q_behavior)
                     actor_logs.append(found.logs.clone())
                     has_diverged = step([self.actor.optimizer], leaves, found, has_diverged)
+                    has_diverged = self._step_spread_coef(found, has_diverged)
                     self._update_targets(self.tau * (1.0 - has_diverged))
 
                 self._n_updates += 1
 
         self._record(value_logs, actor_logs, n_updates_before)
+
+    def _step_spread_coef(self, found: update.Gradients, has_diverged: th.Tensor) -> th.Tensor:
+        """Dual ascent on the constraint that the policy's actions keep their spread, where its coefficient is learned."""
+        if self.spread_coef_optimizer is None:
+            return has_diverged
+        assert self.log_spread_coef is not None  # for mypy
+        gradient = losses.spread_coef_gradient(found.logs[-1], self.target_spread).reshape(1)
+        return step([self.spread_coef_optimizer], [self.log_spread_coef], found._replace(gradients=(gradient,)), has_diverged)
 
     def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[Batch]:
         assert self.replay_buffer is not None  # for mypy
@@ -364,7 +406,7 @@ class FlowRL(OffPolicyAlgorithm):
         with update.autocast(self.precision, self.device):
             critic_features = self.policy.critic_features(batch.observations, features)
         networks, seen = self.policy.networks, (update.as_leaf(features), critic_features, q_behavior)
-        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen)
+        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen, self._current_spread_coef())
         found = self._compilable_actor_gradients(*arguments, compiled=self._compiles_now())
         return update.actor_leaves(networks, features), found
 
@@ -394,12 +436,15 @@ class FlowRL(OffPolicyAlgorithm):
         if not value_logs:
             return
         # One transfer from the device for all of them
-        flat = th.cat([*value_logs, *actor_logs]).tolist()
+        spread_coef = self._current_spread_coef()
+        flat = th.cat([*([] if spread_coef is None else [spread_coef.reshape(1)]), *value_logs, *actor_logs]).tolist()
+        if spread_coef is not None:
+            self.logger.record("train/spread_coef", flat.pop(0))
         n_value_logs = len(value_logs) * len(update.VALUE_LOGS)
         columns = {name: flat[index : n_value_logs : len(update.VALUE_LOGS)] for index, name in enumerate(update.VALUE_LOGS)}
         if actor_logs:
-            n_actor_logs = len(update.ACTOR_LOGS)
-            columns.update({name: flat[n_value_logs + index :: n_actor_logs] for index, name in enumerate(update.ACTOR_LOGS)})
+            names = update.ACTOR_LOGS if spread_coef is None else (*update.ACTOR_LOGS, update.SPREAD_LOG)
+            columns.update({name: flat[n_value_logs + index :: len(names)] for index, name in enumerate(names)})
         checks.check_finite_losses(
             {name: values for name, values in columns.items() if name.endswith("_loss")}, n_updates_before, self.num_timesteps
         )
@@ -547,6 +592,33 @@ class FlowRL(OffPolicyAlgorithm):
             self._generators_before_step = run_state.generator_states(self.env)
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, as in SB3.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
+            containing nn.Module parameters used by the policy.
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        :raises ValueError: if names are missing, or the coefficient of the spread is learned here and not there, or there and
+            not here; the latter, while a model is loaded, as a RuntimeError
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
+        if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
+            # SB3's `load` takes a ValueError for one of a model of an old version, and hides it behind another
+            raise (RuntimeError if defaults.is_loading() else ValueError)(
+                f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
+                f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
+                f'spread_coef="auto".'
+            )
+        super().set_parameters(params, exact_match=exact_match, device=device)
+
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
         own = ["_batch_norm_stats", "_generators_before_step", "_compilable_value_gradients", "_compilable_actor_gradients"]
@@ -554,4 +626,6 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
-        return ["policy", *optimizers], []
+        if self.spread_coef_optimizer is None:
+            return ["policy", *optimizers], []
+        return ["policy", *optimizers, "spread_coef_optimizer"], ["log_spread_coef"]

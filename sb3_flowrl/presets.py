@@ -41,6 +41,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
         per_sample=True,  # D1
         matching="action",  # D5
         noise_clip=None,  # D4
+        spread_coef=0.0,
         precision="float32",  # D10
         policy_kwargs=dict(
             net_arch=dict(pi=[512, 512], qf=[512, 512, 512]),
@@ -76,6 +77,7 @@ def reference_arguments() -> dict[str, Any]:
         per_sample=False,  # D1
         matching="action",  # D5
         noise_clip=1.0,  # D4
+        spread_coef=0.0,
         precision="bfloat16",  # D10
         policy_kwargs=dict(
             net_arch=dict(pi=[512, 512], qf=[512, 512, 512, 512]),

@@ -34,6 +34,8 @@ ACTOR_LOGS = (
     "q_policy",
     "q_behavior",
 )
+#: What comes after them where the spread of actions is part of the loss.
+SPREAD_LOG = "log_spread"
 
 
 class Networks(NamedTuple):
@@ -274,13 +276,14 @@ def actor_gradients(
     actor_features: th.Tensor,
     critic_features: th.Tensor,
     q_behavior: th.Tensor,
+    spread_coef: th.Tensor | None = None,
 ) -> Gradients:
     """
     The gradients of :func:`actor_loss`, whose arguments these are. None is computed for the critic's parameters.
 
     :return: the gradients, in the order of :func:`actor_leaves`
     """
-    loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior)
+    loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior, spread_coef)
     return Gradients(th.autograd.grad(loss, actor_leaves(networks, actor_features)), loss.detach(), logs)
 
 
@@ -292,9 +295,10 @@ def actor_loss(
     actor_features: th.Tensor,
     critic_features: th.Tensor,
     q_behavior: th.Tensor,
+    spread_coef: th.Tensor | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9).
+    The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9), and the term that keeps its actions apart.
 
     :param networks: the policy's networks
     :param settings: the constants of the equations
@@ -303,7 +307,9 @@ def actor_loss(
     :param actor_features: the actor's features of the states, ``(B, features_dim)``
     :param critic_features: those of Q_π, ``(B, features_dim)``, without gradient
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
-    :return: the loss, and what is logged in the order of :data:`ACTOR_LOGS`, ``(7,)``, without gradient
+    :param spread_coef: α, a scalar without gradient; ``None`` leaves the spread of actions out
+    :return: the loss, and what is logged in the order of :data:`ACTOR_LOGS`, ``(7,)``, without gradient; with
+        :data:`SPREAD_LOG` after it, ``(8,)``, unless that is left out
     """
     with autocast(settings.precision, batch.actions.device):
         actions = networks.actor.flow(actor_features, noise.action)
@@ -313,6 +319,8 @@ def actor_loss(
         base_points = truncate_noise(noise.path, networks.actor.noise_clip)
         points, path_velocities = straight_path(base_points, end_points, noise.time)
         velocities = networks.actor.velocity(noise.time, actor_features, points)
+        # The paths' base samples are as good as others: independent of those of the actions
+        others = None if spread_coef is None else networks.actor.flow(actor_features, noise.path)
     errors = losses.flow_matching_error(velocities, path_velocities)
 
     weights = guidance_weights(settings, q_behavior, q_policy.detach())
@@ -327,6 +335,11 @@ def actor_loss(
         q_policy.mean(),
         q_behavior.mean(),
     ]
+    if spread_coef is not None:
+        assert others is not None  # for mypy
+        mean_log_spread = losses.log_spread(actions, others).mean()
+        loss = loss - spread_coef * mean_log_spread
+        logs = [loss, *logs[1:], mean_log_spread]
     return loss, th.stack([value.detach() for value in logs])
 
 

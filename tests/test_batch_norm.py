@@ -143,7 +143,7 @@ def test_features_extractors_that_learn(share_features_extractor):
 
 
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path):
-    model = trained_model(policy_kwargs=NET)
+    model = trained_model(policy_kwargs=NET, spread_coef="auto")
     model.save(tmp_path / "model")
     model.policy.save(tmp_path / "policy")
     alone = FlowActorCriticPolicy.load(tmp_path / "policy", device="cpu")
@@ -160,7 +160,7 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(tmp_path):
 
 def test_instruments_measure_it():
     callback = DiagnosticsCallback(every=60)
-    model = make_model(policy_kwargs=NET)
+    model = make_model(policy_kwargs=NET, spread_coef="auto")
     model.learn(130, callback=callback)
     measured = callback.measure()
     assert measured["critic_rank"] > 0 and measured["critic_feature_norm"] > 0 and measured["action_spread"] > 0

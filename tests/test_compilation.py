@@ -218,15 +218,17 @@ def test_the_precision_of_the_process_is_put_back(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------- how it runs
 
 
-BATCH_NORM = dict(policy_kwargs=dict(net_arch=[16], batch_norm=True))
+BATCH_NORM = dict(spread_coef="auto", policy_kwargs=dict(net_arch=[16], batch_norm=True))
 
 
-def test_batch_normalised_critics_learn_compiled_as_eagerly(traced):
+def test_batch_normalised_critics_and_spread_learn_compiled_as_eagerly(traced):
     model = trained_model(compile=True, **BATCH_NORM)
     eager = copy_of(model, compile=False, **BATCH_NORM)
+    eager.log_spread_coef.data.copy_(model.log_spread_coef)
     ours, theirs = train_alike(model, 10), train_alike(eager, 10)
     for name, value in ours.items():
         th.testing.assert_close(value, theirs[name], rtol=2e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    th.testing.assert_close(model.log_spread_coef, eager.log_spread_coef, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_the_update_is_one_graph_without_a_look_at_a_value(options, traced):
     batch, noise = batch_of(model, 32), model._draw_noise(32)
     features = model.policy.value_features(batch.observations, batch.next_observations, None)
     common = (model.policy.networks, model._settings(), model._transitions(batch), noise)
-    seen = (features.critic, features.critic, th.zeros(32, 1))
+    seen = (features.critic, features.critic, th.zeros(32, 1), model._current_spread_coef())
     halves = ((update.value_gradients, (*common, features)), (update.actor_gradients, (*common, *seen)))
     for function, arguments in halves:
         with th._dynamo.config.patch(trace_autograd_ops=True):

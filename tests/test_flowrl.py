@@ -22,7 +22,7 @@ from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.networks import FlowActor
 from sb3_flowrl.replay import Batch
 from sb3_flowrl.step import hand_out
-from sb3_flowrl.update import ACTOR_LOGS, VALUE_LOGS, Gradients
+from sb3_flowrl.update import ACTOR_LOGS, SPREAD_LOG, VALUE_LOGS, Gradients
 from tests.golden import NETWORKS
 from tests.test_policies import ScaleExtractor
 
@@ -123,7 +123,7 @@ class Recorder:
         dict(precision="bfloat16"),
         dict(policy_kwargs=dict(net_arch=[16], n_critics=3, layer_norm=False, activation_fn=nn.ELU)),
         dict(policy_kwargs=dict(net_arch=[16] * 3, critic_layout="reference", optimizer_class=th.optim.AdamW)),
-        dict(policy_kwargs=dict(net_arch=[16], batch_norm=False)),
+        dict(policy_kwargs=dict(net_arch=[16], batch_norm=False), spread_coef=0.0),
         dict(policy_kwargs=dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=1.0))),
         dict(
             policy_kwargs=dict(
@@ -304,20 +304,21 @@ def test_a_learning_rate_that_becomes_invalid_is_an_error(late):
 
 
 def test_what_is_logged(tmp_path):
-    model = make_model()
+    model = make_model(spread_coef=0.5)
     model.set_logger(configure(str(tmp_path), ["json"]))
     model.learn(60)
     model.train(4, batch_size=16)
     logged = model.logger.name_to_value
     names = (
         "actor_loss critic_loss behavior_critic_loss value_loss flow_matching_loss weighted_flow_matching_loss "
-        "guidance_weight guidance_active q_policy q_behavior n_updates learning_rate"
+        "guidance_weight guidance_active q_policy q_behavior log_spread spread_coef n_updates learning_rate"
     )
     assert {f"train/{name}" for name in names.split()} <= set(logged)
     assert all(type(value) in (int, float) for value in logged.values())
     assert logged["train/n_updates"] == model._n_updates == 14
     assert 0 <= logged["train/guidance_active"] <= 1 and 0 <= logged["train/guidance_weight"] <= 1
-    actor_loss = logged["train/weighted_flow_matching_loss"] - logged["train/q_policy"]
+    spread = logged["train/spread_coef"] * logged["train/log_spread"]
+    actor_loss = logged["train/weighted_flow_matching_loss"] - logged["train/q_policy"] - spread
     assert logged["train/actor_loss"] == pytest.approx(actor_loss, rel=1e-4)
 
 
@@ -429,7 +430,7 @@ def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
 
 def named(result: tuple[list[th.Tensor], Gradients]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     _, found = result
-    return found.loss, dict(zip(ACTOR_LOGS, found.logs, strict=True))
+    return found.loss, dict(zip((*ACTOR_LOGS, SPREAD_LOG), found.logs, strict=False))
 
 
 def test_guidance_may_be_a_callable_that_returns_the_final_weights():
@@ -460,7 +461,7 @@ def test_guidance_active_is_the_share_of_samples_where_the_behavior_did_better()
 
 
 def test_w2_coef_zero_leaves_the_constraint_out():
-    _, logs = actor_loss_of(trained_model(w2_coef=0.0))
+    _, logs = actor_loss_of(trained_model(w2_coef=0.0, spread_coef=0.0))
     assert logs["weighted_flow_matching_loss"] == 0 and logs["flow_matching_loss"] > 0
     th.testing.assert_close(logs["actor_loss"], -logs["q_policy"])
 
@@ -646,10 +647,13 @@ def test_set_parameters_demands_all_of_them():
     model = trained_model()
     given = model.get_parameters()
     optimizers = {f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")}
-    assert set(given) == {"policy", *optimizers}
-    del given["behavior_value.optimizer"]
-    with pytest.raises(ValueError, match="Names of parameters do not match"):
-        model.set_parameters(given, exact_match=True)
+    assert set(given) == {"policy", *optimizers, "spread_coef_optimizer"}
+    for name, message in (
+        ("behavior_value.optimizer", "Names of parameters do not match"),
+        ("spread_coef_optimizer", "learned"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_parameters({key: value for key, value in given.items() if key != name}, exact_match=True)
 
 
 class BatchNormExtractor(ScaleExtractor):

@@ -77,14 +77,14 @@ def test_it_has_the_defaults_of_its_time_also_when_it_is_saved_again(tmp_path):
     model = FlowRL.load(DATA / "core_model")
     model.save(tmp_path / "again")
     for each in (model, FlowRL.load(tmp_path / "again")):
-        assert each.critic_target is not None
+        assert each.spread_coef == 0.0 and each.log_spread_coef is None and each.critic_target is not None
         assert isinstance(each.actor.velocity_net[2], nn.ELU) and "GELU" in str(each.critic.networks)
         assert each.actor.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
         assert each.policy_kwargs == dict(net_arch=[8, 8])
     fresh = trained_model()
     fresh.save(tmp_path / "fresh")
     loaded = FlowRL.load(tmp_path / "fresh")
-    assert loaded.critic_target is None
+    assert loaded.spread_coef == "auto" and loaded.critic_target is None
     assert isinstance(loaded.actor.velocity_net[2], nn.ReLU)
 
 
@@ -110,15 +110,15 @@ class FixedPolicy(FlowActorCriticPolicy):
     ],
 )
 def test_what_an_older_model_was_not_asked_for_is_as_it_was(policy, policy_kwargs, widths, tmp_path):
-    arguments = dict(buffer_size=1, policy_kwargs=policy_kwargs, _init_setup_model=False)
+    arguments = dict(buffer_size=1, spread_coef=0.0, policy_kwargs=policy_kwargs, _init_setup_model=False)
     model = FlowRL(policy, "Pendulum-v1", **arguments)
     model.has_former_defaults = True
     model._setup_model()
-    model.save(tmp_path / "old", exclude=["has_former_defaults"])
+    model.save(tmp_path / "old", exclude=["has_former_defaults", "spread_coef"])
     loaded = FlowRL.load(tmp_path / "old")
     assert [layer.out_features for layer in loaded.actor.velocity_net if isinstance(layer, nn.Linear)] == [*widths, 1]
     assert_same(parameters(model), parameters(loaded))
-    assert "GELU" in str(loaded.critic.networks)
+    assert "GELU" in str(loaded.critic.networks) and loaded.spread_coef == 0.0
     assert loaded.policy.optimizer_kwargs == dict(fused=True)
 
 
@@ -129,7 +129,7 @@ def test_a_model_that_is_set_up_later_has_todays_defaults():
             self._setup_model()
 
     model = SetUpLater("MlpPolicy", "Pendulum-v1")
-    assert model.critic_target is None and model.policy.net_arch == [256, 256]
+    assert model.spread_coef == "auto" and model.critic_target is None and model.policy.net_arch == [256, 256]
 
 
 def test_a_policy_saved_alone_before_there_was_batch_norm_has_none(tmp_path):

@@ -136,7 +136,7 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
 @pytest.mark.parametrize("name", ["part1", "diagnosis", "precision", "ablations", "extras", "paper"])
 def test_studies_of_the_papers_constants_say_what_they_are(name):
     """Whatever the defaults are or become."""
-    former = dict(learning_rate=3e-4)
+    former = dict(learning_rate=3e-4, spread_coef=0.0)
     former |= {key: value for key, value in what_none_means(FORMER).items() if key != "policy_kwargs.net_arch"}
     for run in load_study(find_study(name)).runs():
         if run.algo == "flowrl":
@@ -165,14 +165,8 @@ def test_a_run_is_the_same_whether_a_default_or_the_study_says_so(tmp_path):
     finish(study, run, folders, final=1.0)
     record = json.loads(folders.record(study.name, run).read_text())
     # as it was when the authors' activations were the default, and not said by name
-    former = dict(learning_rate=3e-4, tau=0.005)
-    record["defaults"] |= {
-        **former,
-        "spread_coef": 0.0,
-        "target_spread": 0.16,
-        "policy_kwargs.activation_fn": None,
-        "policy_kwargs.batch_norm": False,
-    }
+    former = dict(learning_rate=3e-4, tau=0.005, spread_coef=0.0)
+    record["defaults"] |= {**former, "policy_kwargs.activation_fn": None, "policy_kwargs.batch_norm": False}
     write_atomically(folders.record(study.name, run), to_json(record))
     pins = dict(
         **former,

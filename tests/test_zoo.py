@@ -244,11 +244,11 @@ def test_trials_of_before_a_parameter_was_searched_stay_what_they_were():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     extra = dict(using_her_replay_buffer=False, her_kwargs={})
     study.optimize(lambda trial: len(sample_flowrl_params(trial, 1, 1, extra)), n_trials=1)
-    added = ("batch_norm", "actor_activation_fn", "adam_beta1")
+    added = ("spread_coef", "batch_norm", "actor_activation_fn", "adam_beta1")
     before = {name: value for name, value in study.best_trial.params.items() if name not in added}
     converted = convert_flowrl_params(before)
     policy_kwargs = converted["policy_kwargs"]
-    assert policy_kwargs["batch_norm"] is False
+    assert converted["spread_coef"] == 0.0 and policy_kwargs["batch_norm"] is False
     assert policy_kwargs["activation_fn"]["pi"] is nn.ELU and policy_kwargs["optimizer_kwargs"]["betas"] == (0.9, 0.999)
 
 

@@ -28,9 +28,7 @@ WORK = ROOT / "runs" / "study"
 PACKAGES = ("sb3-flowrl", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "dm_control", "numpy")
 
 #: Arguments that older records don't hold, as there were none: with these values a model does what it did then.
-ADDED_SINCE: dict[str, Any] = {"policy_kwargs.batch_norm": False}
-#: Arguments that there are no more, with values that made them do nothing, or their only ones.
-TAKEN_OUT: dict[str, Any] = {"spread_coef": 0.0, "target_spread": 0.16}
+ADDED_SINCE: dict[str, Any] = {"spread_coef": 0.0, "target_spread": 0.16, "policy_kwargs.batch_norm": False}
 
 #: What is known of a finished run, see ``run.py``.
 Record = dict[str, Any]
@@ -135,8 +133,7 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
         defaults = ADDED_SINCE | defaults
         defaults |= what_none_means(TODAYS if defaults["policy_kwargs.batch_norm"] is None else FORMER)
     defaults.pop("policy_kwargs", None)
-    effective = defaults | name_policy_arguments(hyperparameters)
-    return {name: value for name, value in effective.items() if name not in TAKEN_OUT or value != TAKEN_OUT[name]}
+    return defaults | name_policy_arguments(hyperparameters)
 
 
 def what_none_means(defaults: PolicyDefaults) -> Record:

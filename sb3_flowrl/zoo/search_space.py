@@ -27,6 +27,8 @@ DEFAULT_TRIAL = dict(
     ode_solver="midpoint",
     expectile=0.9,
     w2_coef=0.1,
+    spread_coef="auto",
+    target_spread=0.16,
     guidance="paper",
     matching="action",
     net_arch="medium",
@@ -59,6 +61,8 @@ def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
         "ode_solver": trial.suggest_categorical("ode_solver", ["euler", "midpoint"]),
         "expectile": trial.suggest_float("expectile", 0.6, 0.95),
         "w2_coef": trial.suggest_float("w2_coef", 1e-3, 1.0, log=True),
+        "spread_coef": trial.suggest_categorical("spread_coef", [0.0, "auto"]),
+        "target_spread": trial.suggest_float("target_spread", 0.05, 0.4, log=True),
         "guidance": trial.suggest_categorical("guidance", ["paper", "reference"]),
         "matching": trial.suggest_categorical("matching", ["action", "pre_squash"]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
@@ -85,7 +89,7 @@ def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :return: arguments of ``FlowRL``
     """
     # A study that was begun before these were searched had them at their defaults of then
-    before = {"batch_norm": False, "actor_activation_fn": "elu", "adam_beta1": 0.9}
+    before = {"spread_coef": 0.0, "batch_norm": False, "actor_activation_fn": "elu", "adam_beta1": 0.9}
     params = {**before, **sampled_params}
     params["gamma"] = 1 - params.pop("one_minus_gamma")
     params["batch_size"] = 2 ** params.pop("batch_size_pow")
