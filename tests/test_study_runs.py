@@ -196,6 +196,18 @@ def test_other_algorithms_are_left_for_another_time(tmp_path, folders, asked, ca
         run_study(study, folders, ONE_CORE, only=["sac", "ddpg"])
 
 
+def test_the_end_of_ray_is_no_failure_of_a_run(tmp_path, folders, monkeypatch):
+    study = make_study(tmp_path)
+
+    def get(reference):
+        raise runner.ray.exceptions.LocalRayletDiedError
+
+    monkeypatch.setattr(runner.ray, "get", get)
+    with pytest.raises(StudyError, match="No run has failed: the same command goes on where it was"):
+        runner._outcome(None, study, study.runs()[0], folders)
+    assert not folders.failure(study.name, study.runs()[0]).exists()
+
+
 def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch):
     study = make_study(tmp_path)
     flowrl, sac = study.runs()

@@ -212,6 +212,8 @@ def _do_run_alone(study: str, run: Run, folders: Folders, device: str, command: 
 def _outcome(reference: "ray.ObjectRef[str]", study: Study, run: Run, folders: Folders) -> str:
     try:
         return ray.get(reference)
+    except ray.exceptions.LocalRayletDiedError as error:  # as when all processes of the study are told to end
+        raise StudyError("Ray has died under the study. No run has failed: the same command goes on where it was.") from error
     except ray.exceptions.RayError as error:  # above all, its worker died once too often
         write_atomically(folders.failure(study.name, run), f"{type(error).__name__}: {error}\n")
         return f"{type(error).__name__}"
