@@ -284,15 +284,13 @@ class Report:
 
     def _ratios(self) -> Iterable[str]:
         """How an algorithm compares with the best baseline of each task, over the tasks."""
+        columns = ["mean ratio", "least", "tasks above 1"]
         rows = []
         for label in self.labels:
             cells = []
             for results in (self.results, replace(self.results, last=LAST)):
-                ratios = {
-                    env: results.mean_final(env, label) / best
-                    for env, (_, best, _) in results.scales.items()
-                    if best > 0 and results.of(env, label)
-                }
+                found = {env: results.ratio(env, label) for env in self.study.environments}
+                ratios = {env: ratio for env, ratio in found.items() if ratio is not None}
                 if ratios:
                     least = min(ratios, key=lambda env: ratios[env])
                     n_ahead = sum(ratio > 1 for ratio in ratios.values())
@@ -300,9 +298,8 @@ class Report:
                     cells += [mean, f"{ratios[least]:.2f}, {least}", f"{n_ahead} of {len(ratios)}"]
             if cells:
                 rows.append([label, *cells])
-        if rows and all(len(row) == 7 for row in rows):
+        if rows and all(len(row) == 1 + 2 * len(columns) for row in rows):
             yield "These ratios over the tasks, of the last evaluation and of the mean of the last five:"
-            columns = ["mean ratio", "least", "tasks above 1"]
             yield _table(["algorithm", *columns, *(f"last {LAST}: {column}" for column in columns)], rows)
 
     def _at_equal_processor_time(self) -> Iterable[str]:
@@ -330,11 +327,9 @@ class Report:
             return [env, label, "not run", *[""] * 6]
         finals = [each.final() for each in finished]
         mean = float(np.mean(finals))
-        score = ratio = ""
-        if env in self.results.scales:
-            score = f"{self.results.scores(env, mean):.2f}"
-            best = self.results.scales[env][1]
-            ratio = f"{mean / best:.2f}" if best > 0 else ""
+        score = f"{self.results.scores(env, mean):.2f}" if env in self.results.scales else ""
+        to_best = self.results.ratio(env, label)
+        ratio = "" if to_best is None else f"{to_best:.2f}"
         low, high = interval_of_mean(finals)
         interval = f"{_number(low)} to {_number(high)}" if len(finals) > 1 else ""
         seeds = ", ".join(f"{each.run.seed}: {self._link(_number(each.final()), each)}" for each in finished)
@@ -353,16 +348,16 @@ class Report:
         return _table(["task", "algorithm", *(f"{steps[index]:,}" for index in indices), "seeds"], rows)
 
     def _both_modes(self) -> Iterable[str]:
-        rows, less = [], []
+        rows, gaps = [], []
         for each in self.results.finished:
             if len(each.run.modes) == 2:
                 rows.append([self._link(each.run.name, each), _number(each.final()), _number(each.final("stochastic"))])
         for env in self.study.environments:
             for label in self.labels:
-                finished = [each for each in self.results.of(env, label) if len(each.run.modes) == 2]
-                if finished:
-                    differences_of_modes = [each.final() - each.final("stochastic") for each in finished]
-                    less.append([env, label, _number(float(np.mean(differences_of_modes))), self._seeds(finished)])
+                finished = self.results.of(env, label)
+                if finished and len(finished[0].run.modes) == 2:
+                    gap = float(np.mean([each.final() - each.final("stochastic") for each in finished]))
+                    gaps.append([env, label, _number(gap), self._seeds(finished)])
         if rows:
             yield (
                 "The same policies, evaluated with `deterministic=True` (for FlowRL the flow from a0 = 0, for SAC and TQC the "
@@ -370,7 +365,7 @@ class Report:
             )
             yield _table(["run", "deterministic", "stochastic"], rows)
             yield "The first less the second, mean over the seeds:"
-            yield _table(["task", "algorithm", "deterministic less stochastic", "seeds"], less)
+            yield _table(["task", "algorithm", "deterministic less stochastic", "seeds"], gaps)
         if plain := [label for label in self.labels if self.study.algorithms[label].algo in DETERMINISTIC_ALGOS]:
             yield f"The policies of {', '.join(plain)} draw no actions."
 

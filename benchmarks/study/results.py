@@ -127,6 +127,18 @@ class Results:
         finals = [each.final(last=self.last) for each in self.of(env, label)]
         return float(np.mean(finals)) if finals else float("nan")
 
+    def ratio(self, env: str, label: str) -> float | None:
+        """
+        :param env: the task
+        :param label: the algorithm
+        :return: its mean return at the end, divided by the best baseline's; None where it has not been run, or the task has no
+            scale or one on which a ratio means nothing
+        """
+        if env not in self.scales or not self.of(env, label):
+            return None
+        best = self.scales[env][1]
+        return self.mean_final(env, label) / best if best > 0 else None
+
     @cached_property
     def scales(self) -> dict[str, tuple[float, float, str]]:
         """
