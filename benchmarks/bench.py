@@ -153,7 +153,7 @@ def make_model(name: str, env: GymEnv | str, architecture: Architecture, **argum
         algorithm, own = FlowRL, {**architecture.flowrl_arguments(), **SETTINGS[name]}
     else:
         algorithm, own = PEERS[name], architecture.peer_arguments()
-    model = algorithm("MlpPolicy", env, device="cpu", **{**own, **arguments})  # type: ignore[arg-type]
+    model = algorithm("MlpPolicy", env, **{"device": "cpu", **own, **arguments})  # type: ignore[arg-type]
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model
 
@@ -187,8 +187,15 @@ def updates(model: Any, batch_size: int, gradient_steps: int = 1) -> Work:
     def work(calls: int) -> None:
         for _ in range(calls):
             model.train(gradient_steps=gradient_steps, batch_size=batch_size)
+        wait_for_accelerator()
 
     return work
+
+
+def wait_for_accelerator() -> None:
+    """Until all that was asked of a GPU is done; a clock that is read before has timed the asking."""
+    if th.cuda.is_initialized():
+        th.cuda.synchronize()
 
 
 # --- timing
@@ -391,6 +398,7 @@ class Record:
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions(PACKAGES),
             processor=_processor(),
+            gpu=th.cuda.get_device_name() if th.cuda.is_available() else "none",
             # Numbers of a machine that has other things to do are worth little, and this tells
             load_average=dict(start=os.getloadavg()),
         )

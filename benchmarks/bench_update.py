@@ -16,7 +16,7 @@ FlopCounterMode on the eager update) at the rate of one product of batch x width
 (reads p, g, m, v; writes p, m, v) and Polyak averaging (reads two, writes one) must move at the rate of a large copy, whose
 bytes are counted once when they are read and once when they are written. All else is free in it: activations, LayerNorms,
 gradients on their way, sampling, Python. Networks of 256x2 fit into the cache, which is faster than the copy, so there it is
-no strict bound.
+no strict bound. On a GPU the products of one update are too small to fill it, and the bound is of one update after another.
 """
 
 import statistics
@@ -55,6 +55,7 @@ from bench import (
     spread,
     time_in_turns,
     updates,
+    wait_for_accelerator,
 )
 from torch.utils.flop_counter import FlopCounterMode
 from transcription import Transcription
@@ -94,10 +95,10 @@ def make_contender(name: str, architecture: Architecture, args: Namespace) -> An
     """
     env = IdleEnv(args.obs_dim, args.action_dim)
     if name not in TRANSCRIPTIONS:
-        model = make_model(name, env, architecture, buffer_size=args.buffer_size)
+        model = make_model(name, env, architecture, buffer_size=args.buffer_size, device=args.device)
         fill_replay_buffer(model.replay_buffer)  # type: ignore[arg-type]
         return model
-    buffer = RecencyReplayBuffer(args.buffer_size, env.observation_space, env.action_space, device="cpu")
+    buffer = RecencyReplayBuffer(args.buffer_size, env.observation_space, env.action_space, device=args.device)
     fill_replay_buffer(buffer)
     return Transcription(buffer, architecture.flowrl_net_arch(), architecture.flowrl == "authors", TRANSCRIPTIONS[name])
 
@@ -134,35 +135,41 @@ def bytes_of_updates(model: Any) -> dict[str, float]:
     )
 
 
-def product(batch_size: int, width: int, dtype: th.dtype, precision: str) -> Work:
+def product(batch_size: int, width: int, device: str, dtype: th.dtype, precision: str) -> Work:
     """
     :param batch_size: rows of the left matrix
     :param width: its columns, and those of the square right one
+    :param device: where they are
     :param dtype: their type
     :param precision: of float32, see ``torch.set_float32_matmul_precision``
     :return: multiplies them as often as it is told
     """
-    left, right = th.randn(batch_size, width).to(dtype), th.randn(width, width).to(dtype)
-    out = th.empty(batch_size, width, dtype=dtype)
+    left, right = (th.randn(rows, width, device=device).to(dtype) for rows in (batch_size, width))
+    out = th.empty(batch_size, width, dtype=dtype, device=device)
 
     def work(calls: int) -> None:
         before = th.get_float32_matmul_precision()
         th.set_float32_matmul_precision(precision)
         for _ in range(calls):
             th.mm(left, right, out=out)
+        wait_for_accelerator()
         th.set_float32_matmul_precision(before)
 
     return work
 
 
-def copy() -> Work:
-    """:return: copies ``COPY_BYTES`` as often as it is told"""
-    source = th.ones(COPY_BYTES, dtype=th.uint8)
+def copy(device: str) -> Work:
+    """
+    :param device: where to
+    :return: copies ``COPY_BYTES`` there as often as it is told
+    """
+    source = th.ones(COPY_BYTES, dtype=th.uint8, device=device)
     target = source.clone()
 
     def work(calls: int) -> None:
         for _ in range(calls):
             target.copy_(source)
+        wait_for_accelerator()
 
     return work
 
@@ -179,10 +186,10 @@ def measure(architecture: Architecture, args: Namespace) -> dict[str, Any]:
     gigaflops = {name: gigaflops_of_updates(model, args.batch_size) for name, model in counted.items()}
 
     machine: dict[str, Work] = {
-        f"product {name}": product(args.batch_size, architecture.width, *PRODUCTS[name]) for name in PRODUCTS
+        f"product {name}": product(args.batch_size, architecture.width, args.device, *PRODUCTS[name]) for name in PRODUCTS
     }
     contenders = {name: updates(model, args.batch_size) for name, model in models.items()}
-    rates = time_in_turns({**machine, "copy": copy(), **contenders}, args.rounds, args.seconds, UPDATE_CYCLE)
+    rates = time_in_turns({**machine, "copy": copy(args.device), **contenders}, args.rounds, args.seconds, UPDATE_CYCLE)
     product_gigaflop = 2 * args.batch_size * architecture.width**2 / 1e9
     return dict(
         updates_per_second={name: rates[name] for name in contenders},
@@ -311,6 +318,7 @@ def main() -> None:
     add_contender_option(parser, [*SETTINGS, *PEERS, *TRANSCRIPTIONS])
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["paper", "256x2"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--device", default="cpu", help="torch's name of the device; the replay buffers stay on the host")
     parser.add_argument("--width", type=int, help="width of the hidden layers, in the place of the architecture's own")
     parser.add_argument("--obs-dim", type=int, default=17)
     parser.add_argument("--action-dim", type=int, default=6)

@@ -70,16 +70,18 @@ class Transcription:
         flow_steps: int = 1,
     ):
         self.replay_buffer = replay_buffer
+        self.device = replay_buffer.device
         self.bfloat16 = bfloat16
         self.flow_steps = flow_steps
         obs_dim, self.action_dim = replay_buffer.obs_shape[0], replay_buffer.action_dim
         hidden = net_arch["qf"]
-        self.actor = make_network(obs_dim + self.action_dim + 1, self.action_dim, net_arch["pi"], nn.ELU)
-        self.critic = nn.ModuleList(make_network(obs_dim + self.action_dim, 1, hidden, nn.GELU, linear_ends) for _ in range(2))
+        self.actor = make_network(obs_dim + self.action_dim + 1, self.action_dim, net_arch["pi"], nn.ELU).to(self.device)
+        twin = (make_network(obs_dim + self.action_dim, 1, hidden, nn.GELU, linear_ends) for _ in range(2))
+        self.critic = nn.ModuleList(twin).to(self.device)
         self.critic_target = deepcopy(self.critic)
         self.behavior_critic = deepcopy(self.critic)
         self.behavior_critic_target = deepcopy(self.critic)
-        self.behavior_value = make_network(obs_dim, 1, hidden, nn.GELU, linear_ends)
+        self.behavior_value = make_network(obs_dim, 1, hidden, nn.GELU, linear_ends).to(self.device)
         self.actor_optimizer = th.optim.Adam(self.actor.parameters(), self.learning_rate)
         self.critic_optimizer = th.optim.Adam(self.critic.parameters(), self.learning_rate)
         self.behavior_critic_optimizer = th.optim.Adam(self.behavior_critic.parameters(), self.learning_rate)
@@ -100,10 +102,10 @@ class Transcription:
         :param batch_size: samples in the update
         :return: its random numbers
         """
-        return draw_noise(batch_size, self.action_dim, th.device("cpu"))
+        return draw_noise(batch_size, self.action_dim, self.device)
 
     def _autocast(self) -> th.autocast:
-        return th.autocast("cpu", dtype=th.bfloat16, enabled=self.bfloat16)
+        return th.autocast(self.device.type, dtype=th.bfloat16, enabled=self.bfloat16)
 
     def _velocity(self, t: th.Tensor, obs: th.Tensor, x: th.Tensor) -> th.Tensor:
         return self.actor(th.cat([obs, x, t], dim=1)).float()
@@ -112,7 +114,7 @@ class Transcription:
         x = noise.clamp(-1.0, 1.0)
         h = 1.0 / self.flow_steps
         for index in range(self.flow_steps):
-            t = th.full((len(x), 1), index * h)
+            t = th.full((len(x), 1), index * h, device=self.device)
             midpoint = x + 0.5 * h * self._velocity(t, obs, x)
             x = x + h * self._velocity(t + 0.5 * h, obs, midpoint)
         return th.tanh(x)

@@ -90,6 +90,6 @@ def split(field: Any, n_batches: int, device: th.device) -> Sequence[Any]:
         parts = zip(*(split(part, n_batches, device) for part in field.values()), strict=True)
         return [dict(zip(field, each, strict=True)) for each in parts]
     dealt = field.unflatten(0, (-1, n_batches)).transpose(0, 1).contiguous()
-    if device.type == "cuda":
+    if device.type == "cuda" and dealt.device.type == "cpu":
         dealt = dealt.pin_memory()
     return dealt.to(device, non_blocking=True).unbind()

@@ -75,7 +75,8 @@ def random_states(model: "FlowRL") -> dict[str, Any]:
         python=random.getstate(),
         numpy=np.random.get_state(),
         torch=th.get_rng_state(),
-        cuda=th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+        # Where nothing has used CUDA, to ask would start it: seconds, half a gigabyte, and an error in a forked process
+        cuda=th.cuda.get_rng_state_all() if th.cuda.is_initialized() else [],
         action_space=model.action_space.np_random.bit_generator.state,
     )
 

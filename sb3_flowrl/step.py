@@ -24,7 +24,7 @@ def step(
     :param has_diverged: 1 where a loss before this one was not finite, else 0, a scalar
     :return: the same with this loss
     """
-    has_diverged = has_diverged.maximum((~found.loss.isfinite()).float())
+    has_diverged = has_diverged.maximum(found.has_diverged)
     hand_out(optimizers, leaves, found.gradients)
     for optimizer in optimizers:
         # Not optimizer.defaults: loading an optimiser's state replaces its groups' options

@@ -7,7 +7,7 @@ a ``backward()`` outside, as what is compiled is faster as one graph: forward an
 steps of the optimisers and the Polyak averages are :class:`~sb3_flowrl.flowrl.FlowRL`'s.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -85,12 +85,12 @@ class Gradients(NamedTuple):
     What one half of the update wants of its networks.
 
     :ivar gradients: one for each of the leaves, see :func:`value_leaves` and :func:`actor_leaves`, of their shapes
-    :ivar loss: what they are the gradients of, a scalar
+    :ivar has_diverged: 1 where what they are the gradients of is not finite, else 0, a scalar
     :ivar logs: what is logged, in the order of :data:`VALUE_LOGS` or :data:`ACTOR_LOGS`, ``(3,)`` or ``(7,)``
     """
 
     gradients: tuple[th.Tensor, ...]
-    loss: th.Tensor
+    has_diverged: th.Tensor
     logs: th.Tensor
 
 
@@ -160,6 +160,19 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
+def gradients_of(loss: th.Tensor, leaves: Sequence[th.Tensor], logs: th.Tensor) -> Gradients:
+    """
+    :param loss: a scalar
+    :param leaves: what to derive it by
+    :param logs: what is logged of it
+    :return: the gradients, each laid out in memory as its leaf: fused optimisers on CUDA demand that, ``backward()`` sees to
+        it by itself, and ``autograd.grad`` does not
+    """
+    pairs = zip(th.autograd.grad(loss, leaves), leaves, strict=True)
+    laid_out = (each if each.stride() == leaf.stride() else th.empty_like(leaf).copy_(each) for each, leaf in pairs)
+    return Gradients(tuple(laid_out), (~loss.detach().isfinite()).float(), logs)
+
+
 def value_leaves(networks: Networks, features: Features) -> list[th.Tensor]:
     """
     :param networks: the policy's networks
@@ -180,7 +193,7 @@ def value_gradients(
     :return: the gradients, in the order of :func:`value_leaves`, and the clipped Q_β*(s, a), ``(B, 1)``
     """
     loss, logs, q_behavior = value_losses(networks, settings, batch, noise, features)
-    return Gradients(th.autograd.grad(loss, value_leaves(networks, features)), loss.detach(), logs), q_behavior
+    return gradients_of(loss, value_leaves(networks, features), logs), q_behavior
 
 
 def value_losses(
@@ -284,7 +297,7 @@ def actor_gradients(
     :return: the gradients, in the order of :func:`actor_leaves`
     """
     loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior, spread_coef)
-    return Gradients(th.autograd.grad(loss, actor_leaves(networks, actor_features)), loss.detach(), logs)
+    return gradients_of(loss, actor_leaves(networks, actor_features), logs)
 
 
 def actor_loss(

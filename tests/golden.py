@@ -120,7 +120,7 @@ class GoldenRun:
         return model
 
     def tensor(self, update: int, name: str) -> th.Tensor:
-        return th.as_tensor(self.data[f"u{update}/{name}"])
+        return th.as_tensor(self.data[f"u{update}/{name}"], device=self.model.device)
 
     def batch(self, update: int) -> ReplayBufferSamples:
         return ReplayBufferSamples(
@@ -191,7 +191,7 @@ class GoldenRun:
 
         def wrapper(*args, **kwargs):
             result = function(*args, **kwargs)
-            self.seen[-1][names[calls[len(self.seen)]]] = result.detach().numpy().copy()
+            self.seen[-1][names[calls[len(self.seen)]]] = result.detach().cpu().numpy().copy()
             calls[len(self.seen)] += 1
             return result
 
@@ -203,13 +203,13 @@ class GoldenRun:
             def record(optimizer, args, kwargs, network=network):
                 gradients = named_tensors(network, [p.grad for p in getattr(self.model, network).parameters()])
                 for name, gradient in gradients.items():
-                    self.seen[-1][f"grad/{name}"] = gradient.numpy().copy()
+                    self.seen[-1][f"grad/{name}"] = gradient.cpu().numpy().copy()
 
             getattr(self.model, network).optimizer.register_step_pre_hook(record)
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {
-            name: parameter.numpy().copy()
+            name: parameter.cpu().numpy().copy()
             for network in NETWORKS
             for name, parameter in named_parameters(self.model, network).items()
         }

@@ -118,7 +118,7 @@ def test_transcription_computes_the_numbers_of_flowrl(path, benchmarks, monkeypa
 @pytest.mark.parametrize("architecture", ["paper", "table1", "256x2"])
 def test_transcription_has_the_networks_of_flowrl(architecture, benchmarks, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_update.py"])
-    args = benchmarks.Namespace(obs_dim=5, action_dim=2, buffer_size=10)
+    args = benchmarks.Namespace(obs_dim=5, action_dim=2, buffer_size=10, device="cpu")
     model, transcription = (
         benchmarks.make_contender(name, benchmarks.ARCHITECTURES[architecture], args)
         for name in ("FlowRL float32", "transcription")

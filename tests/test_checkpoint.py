@@ -244,6 +244,14 @@ def test_a_run_that_has_not_begun(tmp_path):
     assert_same_run(run_fingerprint(resume_and_finish("Pendulum-v1", 50, tmp_path)), whole)
 
 
+def test_saving_starts_no_cuda_that_nothing_has_used(monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(th.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(th.cuda, "get_rng_state_all", lambda: pytest.fail("CUDA was started"))
+    assert run_state.random_states(model)["cuda"] == []
+
+
 def test_what_cannot_be_restored_is_warned_about(tmp_path):
     make_model(drift_envs(1, randomness="own")).learn(40).save_checkpoint(tmp_path)
     with pytest.warns(UserWarning, match="does not start its episodes as it did"):

@@ -430,7 +430,8 @@ def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
 
 def named(result: tuple[list[th.Tensor], Gradients]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     _, found = result
-    return found.loss, dict(zip((*ACTOR_LOGS, SPREAD_LOG), found.logs, strict=False))
+    logs = dict(zip((*ACTOR_LOGS, SPREAD_LOG), found.logs, strict=False))
+    return logs["actor_loss"], logs
 
 
 def test_guidance_may_be_a_callable_that_returns_the_final_weights():
@@ -692,18 +693,6 @@ def test_evaluate_policy_and_policy_class_as_argument():
     model = FlowRL(FlowActorCriticPolicy, "Pendulum-v1", **SMALL)
     mean, _ = evaluate_policy(model, gym.make("Pendulum-v1"), n_eval_episodes=1, warn=False)
     assert -2_000 < mean < 0
-
-
-@pytest.mark.gpu
-def test_trains_and_moves_between_devices(tmp_path):
-    model = make_model(device="cuda").learn(70)
-    model.save(tmp_path / "model")
-    assert model.actor.velocity_net[0].weight.is_cuda
-    loaded = FlowRL.load(tmp_path / "model", device="cpu")
-    obs = model.observation_space.sample()
-    np.testing.assert_allclose(
-        loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0], rtol=1e-3, atol=1e-4
-    )
 
 
 def test_frozen_parameters_stay_and_the_others_learn():

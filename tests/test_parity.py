@@ -76,17 +76,17 @@ def check_adam_moments(run: GoldenRun) -> None:
             moments = named_tensors(network, [model.optimizer.state[parameter][ours] for parameter in model.parameters()])
             for name, moment in moments.items():
                 key = f"after4/{authors}/{name}"
-                assert_close(moment.numpy(), run.data[key], 1e-3, key)
+                assert_close(moment.cpu().numpy(), run.data[key], 1e-3, key)
 
 
-def check_parity(data, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_parity(data, per_sample: bool, monkeypatch: pytest.MonkeyPatch, **options) -> None:
     prefix = "ps/" if per_sample else ""
 
-    first = GoldenRun(data, per_sample).run(monkeypatch, calls=1, until=1)
+    first = GoldenRun(data, per_sample, **options).run(monkeypatch, calls=1, until=1)
     check_gradients(first, LOSS_OF_NETWORK)
     check_parameters(first, f"{prefix}after1/")
 
-    run = GoldenRun(data, per_sample).run(monkeypatch)
+    run = GoldenRun(data, per_sample, **options).run(monkeypatch)
     compared = check_intermediates(run, prefix)
     assert compared >= (16 if per_sample else 40), f"only {compared} losses and intermediates were compared"
     check_parameters(run, f"{prefix}after4/")
