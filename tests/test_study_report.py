@@ -267,20 +267,25 @@ def test_findings_are_part_of_the_report(tmp_path, folders):
 def test_instruments_are_reported_where_there_are_some(tmp_path, folders):
     study = make(tmp_path, folders)
     assert "## Instruments" not in pages(study, folders)[0]
-    for seed, values in enumerate([[0.5, 0.25], [0.125]]):
+    for seed, values in enumerate([[0.5, 0.25], [0.125]]):  # the first one's first lies before half of the steps
         path = folders.record(study.name, next(r for r in study.runs() if (r.label, r.seed) == ("flowrl", seed)))
         record = json.loads(path.read_text())
-        steps = [400, 600][-len(values) :]
+        steps = [200, 600][-len(values) :]
         record["diagnostics"] = [
-            dict(step=step, action_spread=value, gradient_cosine=None) for step, value in zip(steps, values, strict=True)
+            dict(
+                step=step, action_spread=value, gradient_cosine=None, constraint_gradient_norm=2 * value, q_gradient_norm=value
+            )
+            for step, value in zip(steps, values, strict=True)
         ]
         write_atomically(path, json.dumps(record))
     report = pages(study, folders)[0]
-    assert "| run | action spread | gradient cosine |" in report
-    assert "[Pendulum-v1_flowrl_seed0](runs/Pendulum-v1_flowrl_seed0.json) | 0.25 | nan |" in report
-    assert "[Pendulum-v1_flowrl_seed1](runs/Pendulum-v1_flowrl_seed1.json) | 0.125 | nan |" in report
+    assert "| run | action spread | q gradient norm | constraint gradient norm | gradient cosine |" in report
+    assert "[Pendulum-v1_flowrl_seed0](runs/Pendulum-v1_flowrl_seed0.json) | 0.25 | 0.25 | 0.5 | nan |" in report
+    assert "[Pendulum-v1_flowrl_seed1](runs/Pendulum-v1_flowrl_seed1.json) | 0.125 | 0.125 | 0.25 | nan |" in report
+    assert "| gradient cosine | constraint's gradient norm / Q's | seeds |" in report
+    assert "| Pendulum-v1 | flowrl | 0.125 to 0.25 | 0.125 to 0.25 | 0.25 to 0.5 |  | 2 | [0](runs/" in report
     first, second, _ = collect(study, folders).of("Pendulum-v1", "flowrl")
-    assert [each.tolist() for each in first.measured("action_spread")] == [[400, 600], [0.5, 0.25]]
+    assert [each.tolist() for each in first.measured("action_spread")] == [[200, 600], [0.5, 0.25]]
     assert first.measured("q_bias")[0].size == second.measured("q_bias")[0].size == 0
     assert (folders.results / study.name / "figures" / "instruments.svg").exists()
 

@@ -384,7 +384,21 @@ class Report:
             lasts = (each.measured(name)[1][-1:] for name in quantities)
             cells = [f"{last[0]:.3g}" if len(last) else "" for last in lasts]
             rows.append([self._link(each.run.name, each), *cells])
-        yield _table(["run", *(name.replace("_", " ") for name in quantities)], rows)
+        names = [name.replace("_", " ") for name in quantities]
+        yield _table(["run", *names], rows)
+        both_gradients = ("constraint_gradient_norm", "q_gradient_norm")
+        medians: list[tuple[str, str | None]] = [(name, None) for name in quantities]
+        if set(both_gradients) <= set(quantities):
+            medians.append(both_gradients)
+            names.append("constraint's gradient norm / Q's")
+        rows = []
+        for env in self.study.environments:
+            for label in self.labels:
+                if runs := [each for each in self.results.of(env, label) if each in measured]:
+                    columns = ([each.settled(*of) for each in runs] for of in medians)
+                    rows.append([env, label, *(_range(column) for column in columns), self._seeds(runs)])
+        yield "Medians over the second half of each run, from the least of the seeds to the greatest:"
+        yield _table(["task", "algorithm", *names, "seeds"], rows)
         yield self._image("Instruments", self.figures.instruments(self.results, quantities))
 
     def _protocol(self) -> Iterable[str]:
@@ -457,6 +471,13 @@ class Report:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    """From the least to the greatest, of those that are numbers."""
+    finite = [value for value in values if np.isfinite(value)]
+    ends = dict.fromkeys(f"{end:.3g}" for end in (min(finite), max(finite))) if finite else {}
+    return " to ".join(ends)
 
 
 def _arguments(arguments: Mapping[str, Any]) -> str:

@@ -51,6 +51,19 @@ class Finished:
         values = [np.nan if point[quantity] is None else point[quantity] for point in points]
         return np.array([point["step"] for point in points]), np.array(values, dtype=float)
 
+    def settled(self, quantity: str, over: str | None = None) -> float:
+        """
+        :param quantity: as for ``measured``
+        :param over: another, that it is divided by at each measurement; None for the quantity itself
+        :return: the median over the second half of the steps; nan if it was not measured there
+        """
+        steps, values = self.measured(quantity)
+        if over is not None:
+            steps_of_other, others = self.measured(over)
+            values = values / others if np.array_equal(steps, steps_of_other) else np.full_like(values, np.nan)
+        late = values[steps >= self.run.steps / 2] if len(values) else values
+        return float(np.nanmedian(late)) if np.isfinite(late).any() else float("nan")
+
     def final(self, mode: str = "deterministic", last: int = 1) -> float:
         """
         :param mode: "deterministic" or "stochastic"
