@@ -187,13 +187,16 @@ def test_share_of_a_gpu_is_asked_of_ray_and_used(tmp_path, folders, asked):
     assert (asked["num_gpus"], asked["device"]) == (0.0, "cpu")
 
 
-def test_other_algorithms_are_left_for_another_time(tmp_path, folders, asked, capsys):
+def test_other_runs_are_left_for_another_time(tmp_path, folders, asked, capsys):
     study = make_study(tmp_path, algorithms=dict(sac=None, td3=None, flowrl=None))
     assert run_study(study, folders, ONE_CORE, only=["td3", "flowrl"])
     assert asked["runs"] == [run.name for run in study.runs() if run.label != "sac"]
     assert f"{len(study.runs())} runs, of which 0 are finished already" in capsys.readouterr().out
-    with pytest.raises(StudyError, match="has no algorithm ddpg; it has sac, td3, flowrl"):
-        run_study(study, folders, ONE_CORE, only=["sac", "ddpg"])
+    asked["runs"].clear()
+    assert run_study(study, folders, ONE_CORE, only=["*_td3_*", "Pendulum-v1_sac_seed0"])
+    assert sorted(asked["runs"]) == ["Pendulum-v1_sac_seed0", "Pendulum-v1_td3_seed0"]
+    with pytest.raises(StudyError, match=r"no algorithm and no run ddpg, \*_seed7\. .* sac, td3, flowrl;.*like Pendulum-v1"):
+        run_study(study, folders, ONE_CORE, only=["sac", "ddpg", "*_seed7"])
 
 
 def test_the_end_of_ray_is_no_failure_of_a_run(tmp_path, folders, monkeypatch):

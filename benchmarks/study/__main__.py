@@ -83,7 +83,7 @@ def main() -> None:
     running.add_argument("--cpus-per-run", type=float, default=1.0, help="cores that a run reserves (%(default)s)")
     running.add_argument("--gpus-per-run", type=float, default=0.0, help="share of a GPU that a run gets (%(default)s)")
     running.add_argument("--retries", type=int, default=3, help="restarts of a run whose worker died (%(default)s)")
-    running.add_argument("--only", action="append", default=[], metavar="LABEL", help="do this algorithm's runs (all)")
+    running.add_argument("--only", action="append", default=[], metavar="LABEL", help="an algorithm, or runs by name (all)")
     running.add_argument("--work", type=Path, default=WORK, help="folder for the checkpoints of unfinished runs (%(default)s)")
 
     reporting = commands.add_parser("report", help="write tables, figures and pages from the runs' files")

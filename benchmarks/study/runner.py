@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,18 +100,23 @@ def run_study(study: Study, folders: Folders, resources: Resources, only: Collec
     :param study: the study
     :param folders: where files are, and are to be
     :param resources: what runs on what
-    :param only: labels of algorithms: the runs of the others are left for another time; empty for all
+    :param only: labels of algorithms, or names of runs in which ``*`` stands for anything (``HalfCheetah-v4_*_seed1``): all
+        other runs are left for another time; empty for all
     :return: whether these runs are all finished now
-    :raises StudyError: if there are results of other runs in the place of the study's, the cluster can't be reached, or a
-        label is none of the study's
+    :raises StudyError: if there are results of other runs in the place of the study's, the cluster can't be reached, or
+        no run is meant by one of ``only``
     """
-    if unknown := sorted(set(only) - study.algorithms.keys()):
-        raise StudyError(f"{study.name} has no algorithm {', '.join(unknown)}; it has {', '.join(study.algorithms)}.")
+    meant = {each: {run.name for run in study.runs() if run.label == each or fnmatchcase(run.name, each)} for each in only}
+    if unknown := [each for each in only if not meant[each]]:
+        raise StudyError(
+            f"{study.name} has no algorithm and no run {', '.join(unknown)}. Its algorithms are {', '.join(study.algorithms)}; "
+            f"runs are named like {study.runs()[0].name}."
+        )
     missing = find_missing(study, folders)
     n_runs = len(study.runs())
     n_done = n_runs - len(missing)
     print(f"{study.name}: {n_runs} runs, of which {n_done} are finished already")
-    missing = [run for run in missing if not only or run.label in only]
+    missing = [run for run in missing if not only or run.name in set().union(*meant.values())]
     if not missing:
         return True
     _start_ray(resources)
