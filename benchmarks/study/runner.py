@@ -109,7 +109,7 @@ def run_study(study: Study, folders: Folders, resources: Resources, only: Collec
     meant = {each: {run.name for run in study.runs() if run.label == each or fnmatchcase(run.name, each)} for each in only}
     if unknown := [each for each in only if not meant[each]]:
         raise StudyError(
-            f"{study.name} has no algorithm and no run {', '.join(unknown)}. Its algorithms are {', '.join(study.algorithms)}; "
+            f"{study.name} has no algorithm or run {', '.join(unknown)}. Its algorithms are {', '.join(study.algorithms)}; "
             f"runs are named like {study.runs()[0].name}."
         )
     missing = find_missing(study, folders)
