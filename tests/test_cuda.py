@@ -43,9 +43,8 @@ def test_cuda_graphs_compute_what_eager_updates_do(precision):
         eager = copy_of(model, device="cuda", compile=False, precision=precision)
         before, ours, theirs = (flat(each) for each in (parameters(model), train_alike(model, 20), train_alike(eager, 20)))
     apart = (ours - theirs).norm() / (theirs - before).norm()
-    print(f"{precision}: {apart:.2g} of the way apart")
-    # Adam makes whole steps of gradients that are next to nothing, and differ in the last digits
-    assert apart < (0.05 if precision == "float32" else 0.3)
+    # Of the way gone: Adam makes whole steps of gradients that are next to nothing, and differ in the last digits
+    assert apart < 0.01
 
 
 @pytest.mark.parametrize("compile", [False, True])
