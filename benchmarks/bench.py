@@ -187,15 +187,8 @@ def updates(model: Any, batch_size: int, gradient_steps: int = 1) -> Work:
     def work(calls: int) -> None:
         for _ in range(calls):
             model.train(gradient_steps=gradient_steps, batch_size=batch_size)
-        wait_for_accelerator()
 
     return work
-
-
-def wait_for_accelerator() -> None:
-    """Until all that was asked of a GPU is done; a clock that is read before has timed the asking."""
-    if th.cuda.is_initialized():
-        th.cuda.synchronize()
 
 
 # --- timing
@@ -239,23 +232,30 @@ def time_in_turns(contenders: Mapping[str, Work], rounds: int, seconds: float, m
     """
     sizes = {}
     for name, work in contenders.items():
-        work(multiple)  # compiles, allocates, and is not counted
+        seconds_of(work, multiple)  # compiles, allocates, and is not counted
         repeats = 1
-        while (elapsed := _seconds(work, repeats * multiple)) < seconds / 4:
+        while (elapsed := seconds_of(work, repeats * multiple)) < seconds / 4:
             repeats *= 2
         sizes[name] = multiple * max(1, round(repeats * seconds / elapsed))
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
         # Back and forth, so that a steady drift of the machine's speed favours nobody
         for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
-            rates[name].append(sizes[name] / _seconds(contenders[name], sizes[name]))
+            rates[name].append(sizes[name] / seconds_of(contenders[name], sizes[name]))
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     return rates
 
 
-def _seconds(work: Work, units: int) -> float:
+def seconds_of(work: Work, units: int) -> float:
+    """
+    :param work: does as many units as it is told
+    :param units: how many
+    :return: the seconds until all of it is done, by a GPU too, of which a model only asks for it
+    """
     start = time.perf_counter()
     work(units)
+    if th.cuda.is_initialized():
+        th.cuda.synchronize()
     return time.perf_counter() - start
 
 

@@ -21,7 +21,6 @@ no strict bound. On a GPU the products of one update are too small to fill it, a
 
 import statistics
 import tempfile
-import time
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,10 +51,10 @@ from bench import (
     print_ratios,
     print_table,
     ratios,
+    seconds_of,
     spread,
     time_in_turns,
     updates,
-    wait_for_accelerator,
 )
 from torch.utils.flop_counter import FlopCounterMode
 from transcription import Transcription
@@ -152,7 +151,6 @@ def product(batch_size: int, width: int, device: str, dtype: th.dtype, precision
         th.set_float32_matmul_precision(precision)
         for _ in range(calls):
             th.mm(left, right, out=out)
-        wait_for_accelerator()
         th.set_float32_matmul_precision(before)
 
     return work
@@ -169,7 +167,6 @@ def copy(device: str) -> Work:
     def work(calls: int) -> None:
         for _ in range(calls):
             target.copy_(source)
-        wait_for_accelerator()
 
     return work
 
@@ -209,12 +206,8 @@ def first_updates(name: str, architecture: Architecture, args: Namespace) -> lis
     :param args: the script's options
     :return: the seconds of each of the first calls of ``train`` in this process
     """
-    work, seconds = updates(make_contender(name, architecture, args), args.batch_size), []
-    for _ in range(12):
-        start = time.perf_counter()
-        work(1)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    work = updates(make_contender(name, architecture, args), args.batch_size)
+    return [seconds_of(work, 1) for _ in range(12)]
 
 
 def cold_starts(architecture: Architecture, args: Namespace) -> dict[str, dict[str, list[float]]]:

@@ -116,7 +116,9 @@ def run_study(study: Study, folders: Folders, resources: Resources, only: Collec
     n_runs = len(study.runs())
     n_done = n_runs - len(missing)
     print(f"{study.name}: {n_runs} runs, of which {n_done} are finished already")
-    missing = [run for run in missing if not only or run.name in set().union(*meant.values())]
+    if only:
+        asked = set().union(*meant.values())
+        missing = [run for run in missing if run.name in asked]
     if not missing:
         return True
     _start_ray(resources)
