@@ -340,11 +340,9 @@ class Report:
         steps = self.results.finished[0].steps
         indices = self._milestones(steps)
         rows = []
-        for env in self.study.environments:
-            for label in self.labels:
-                if finished := self.results.of(env, label):
-                    means = np.mean([each.returns().mean(axis=1) for each in finished], axis=0)
-                    rows.append([env, label, *(_number(means[index]) for index in indices), self._seeds(finished)])
+        for env, label, finished in self.results.groups(self.results.finished):
+            means = np.mean([each.returns().mean(axis=1) for each in finished], axis=0)
+            rows.append([env, label, *(_number(means[index]) for index in indices), self._seeds(finished)])
         return _table(["task", "algorithm", *(f"{steps[index]:,}" for index in indices), "seeds"], rows)
 
     def _both_modes(self) -> Iterable[str]:
@@ -352,12 +350,10 @@ class Report:
         for each in self.results.finished:
             if len(each.run.modes) == 2:
                 rows.append([self._link(each.run.name, each), _number(each.final()), _number(each.final("stochastic"))])
-        for env in self.study.environments:
-            for label in self.labels:
-                finished = self.results.of(env, label)
-                if finished and len(finished[0].run.modes) == 2:
-                    gap = float(np.mean([each.final() - each.final("stochastic") for each in finished]))
-                    gaps.append([env, label, _number(gap), self._seeds(finished)])
+        for env, label, finished in self.results.groups(self.results.finished):
+            if len(finished[0].run.modes) == 2:
+                gap = float(np.mean([each.final() - each.final("stochastic") for each in finished]))
+                gaps.append([env, label, _number(gap), self._seeds(finished)])
         if rows:
             yield (
                 "The same policies, evaluated with `deterministic=True` (for FlowRL the flow from a0 = 0, for SAC and TQC the "
@@ -392,11 +388,9 @@ class Report:
             medians.append(both_gradients)
             names.append("constraint's gradient norm / Q's")
         rows = []
-        for env in self.study.environments:
-            for label in self.labels:
-                if runs := [each for each in self.results.of(env, label) if each in measured]:
-                    columns = ([each.settled(*of) for each in runs] for of in medians)
-                    rows.append([env, label, *(_range(column) for column in columns), self._seeds(runs)])
+        for env, label, runs in self.results.groups(measured):
+            columns = ([each.settled(*of) for each in runs] for of in medians)
+            rows.append([env, label, *(_range(column) for column in columns), self._seeds(runs)])
         yield "Medians over the second half of each run, from the least of the seeds to the greatest:"
         yield _table(["task", "algorithm", *names, "seeds"], rows)
         yield self._image("Instruments", self.figures.instruments(self.results, quantities))

@@ -3,6 +3,7 @@ What has been found so far in a study, read from its runs' files.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,16 @@ class Results:
         :return: its finished runs, by their seeds
         """
         return [each for each in self.finished if (each.run.env, each.run.label) == (env, label)]
+
+    def groups(self, runs: Sequence[Finished]) -> Iterator[tuple[str, str, list[Finished]]]:
+        """
+        :param runs: finished runs
+        :return: task, algorithm, and those of the runs that are theirs, in the study's order, where there are any
+        """
+        for env in self.study.environments:
+            for label in self.study.algorithms:
+                if group := [each for each in runs if (each.run.env, each.run.label) == (env, label)]:
+                    yield env, label, group
 
     @property
     def measured(self) -> list[Finished]:
