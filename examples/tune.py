@@ -112,6 +112,19 @@ class Tuner:
             print(f"trial {trial.number} died with its worker; its parameters are {'queued again' if again else 'given up'}")
 
 
+def first_pruning(pruner: str, timesteps: int, evaluations: int) -> int:
+    """
+    :param pruner: rl_zoo3's name of a pruner
+    :param timesteps: environment steps of a trial
+    :param evaluations: evaluations of a trial
+    :return: the environment step from which the pruner may end a trial. Source: rl_zoo3's ``exp_manager.py``,
+        ``_create_pruner``: the median waits for a third of the evaluations, halving for none
+    """
+    if pruner == "none":
+        return timesteps
+    return max(1, evaluations // 3 if pruner == "median" else 1) * (timesteps // evaluations)
+
+
 def plot(study: optuna.Study, folder: Path) -> None:
     """
     Write the optimisation's history and the parameters' importance to ``history.png`` and ``importance.png``.
@@ -145,26 +158,39 @@ def main() -> None:
     parser.add_argument("--learning-starts", type=int, default=1_000, help="random first steps of a trial")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--evaluations", type=int, default=5, help="evaluations of a trial, at which it may be pruned")
+    parser.add_argument("--pruner", choices=["median", "halving", "none"], default="median")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tune")
     parser.add_argument("--storage", help="default: an SQLite file in the folder")
     parser.add_argument("--study-name", default="flowrl")
     parser.add_argument("--params", nargs="+", default=[], help="FlowRL's arguments for all trials, as rl_zoo3 takes them")
     args, for_rl_zoo3 = parser.parse_known_args()
+    if args.learning_starts >= args.timesteps:
+        parser.error(f"--learning-starts {args.learning_starts} leaves nothing of --timesteps {args.timesteps} to learn in")
+    if not 1 <= args.evaluations <= args.timesteps:
+        parser.error(f"--evaluations {args.evaluations} is not between 1 and --timesteps {args.timesteps}")
+    step = first_pruning(args.pruner, args.timesteps, args.evaluations)
+    if step <= args.learning_starts:
+        more = range(args.evaluations + 1, 31)
+        enough = [n for n in more if first_pruning(args.pruner, args.timesteps, n) > args.learning_starts]
+        advice = f"--evaluations {enough[0]} or --pruner none" if enough else "--pruner none"
+        parser.error(
+            f"--pruner {args.pruner} may end trials after {step} steps by what they did before they learned, which begins "
+            f"after --learning-starts {args.learning_starts}: ask for {advice}"
+        )
 
     args.folder.mkdir(parents=True, exist_ok=True)
     storage = args.storage or f"sqlite:///{args.folder / 'study.db'}"
     study = optuna.create_study(
         storage=open_storage(storage), study_name=args.study_name, direction="maximize", load_if_exists=True
     )
-    if args.learning_starts >= args.timesteps:
-        parser.error(f"--learning-starts {args.learning_starts} leaves nothing of --timesteps {args.timesteps} to learn in")
     if not study.trials:
         study.enqueue_trial(DEFAULT_TRIAL, skip_if_exists=True)
     command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "flowrl", "--env", args.env, "-n", str(args.timesteps)]
     command += ["-params", f"learning_starts:{args.learning_starts}", *args.params, "-optimize", "--storage", storage]
     command += ["--study-name", args.study_name, "--max-total-trials", str(args.trials), "--no-optim-plots"]
-    command += ["--n-evaluations", str(args.evaluations), "--num-threads", "1", "-f", str(args.folder / "logs"), *for_rl_zoo3]
+    command += ["--n-evaluations", str(args.evaluations), "--num-threads", "1", "-f", str(args.folder / "logs")]
+    command += ["--pruner", args.pruner, *for_rl_zoo3]
     Tuner(study, command, args.trials, args.workers).run()
 
     states = collections.Counter(trial.state.name for trial in study.trials)

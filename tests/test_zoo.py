@@ -1,5 +1,6 @@
 """rl_zoo3's commands with ``--algo flowrl``, each in a process of its own on a real environment."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from rl_zoo3.exp_manager import ExperimentManager
 from torch import nn
 
 from sb3_flowrl import FlowRL, zoo
@@ -344,6 +347,51 @@ def load_study(folder: Path, storage: str) -> optuna.Study:
     if storage.endswith(".log"):
         return optuna.load_study(storage=JournalStorage(JournalFileBackend(str(folder / storage))), study_name="flowrl")
     return optuna.load_study(storage=storage.replace("///", f"///{folder}/"), study_name="flowrl")
+
+
+def load_tune():
+    """examples/tune.py as a module"""
+    spec = importlib.util.spec_from_file_location("tune", ROOT / "examples" / "tune.py")
+    tune = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tune)
+    return tune
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 5, 6, 10])
+@pytest.mark.parametrize("pruner", ["median", "halving", "none"])
+def test_tune_knows_when_rl_zoo3_begins_to_prune(pruner, evaluations):
+    manager = SimpleNamespace(n_startup_trials=1, n_evaluations=evaluations)
+    study = optuna.create_study(direction="maximize", pruner=ExperimentManager._create_pruner(manager, pruner))
+    good, bad = study.ask(), study.ask()
+    pruned = []
+    for index in range(1, evaluations + 1):
+        good.report(1.0, index)
+        good.should_prune()  # halving notes here how far the trial has come
+    study.tell(good, 1.0)
+    for index in range(1, evaluations + 1):
+        bad.report(0.0, index)
+        pruned += [index] if bad.should_prune() else []
+    expected = pruned[0] * (600 // evaluations) if pruned else 600
+    assert load_tune().first_pruning(pruner, 600, evaluations) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--timesteps", "25000", "--learning-starts", "5000"], "after 5000 steps .* for --evaluations 6 or --pruner none"),
+        (["--timesteps", "12000", "--learning-starts", "5000"], "--learning-starts 5000: ask for --pruner none"),
+        (["--timesteps", "25000", "--learning-starts", "25000"], "leaves nothing of --timesteps 25000"),
+        (["--evaluations", "0"], "--evaluations 0 is not between 1 and"),
+    ],
+)
+def test_tune_refuses_what_would_compare_networks_that_have_not_learned(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["tune.py", *arguments, "--folder", str(tmp_path / "study")])
+    tune = load_tune()
+    monkeypatch.delattr(tune.Tuner, "run")
+    with pytest.raises(SystemExit, match="2"):
+        tune.main()
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.slow
