@@ -1,4 +1,4 @@
-"""The pages on the method and for people who come from SAC name functions and files that there are."""
+"""The pages name functions and files that there are."""
 
 import importlib
 import re
@@ -8,21 +8,23 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "docs" / name for name in ("method.md", "coming_from_sac.md", "diagnosis.md")]
+METHOD = ROOT / "docs" / "method.md"
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/results/*/findings.md"))]
+PAGES += sorted(ROOT.glob("benchmarks/results/*.md"))
 
 
 def test_every_equation_names_a_function_that_there_is():
-    functions = re.findall(r"\[`(\w+)\.(\w+)`\]\(\.\./sb3_flowrl/(\w+)\.py\)", PAGES[0].read_text())
+    functions = re.findall(r"\[`(\w+)\.(\w+)`\]\(\.\./sb3_flowrl/(\w+)\.py\)", METHOD.read_text())
     assert len(functions) > 10
     for module, function, file in functions:
         assert module == file and callable(getattr(importlib.import_module(f"sb3_flowrl.{module}"), function))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|src=\"([^\"]+)\"", page.read_text())
     paths = [page.parent / (link or source) for link, source in links]
-    assert paths and [path for path in paths if not path.exists()] == []
+    assert [path for path in paths if not path.exists()] == []
 
 
 def test_citation_names_the_paper_and_the_version():
