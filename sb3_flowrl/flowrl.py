@@ -532,7 +532,7 @@ class FlowRL(OffPolicyAlgorithm):
         :raises CheckpointError: if it can't be written; older ones stay as they are
         :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
         """
-        return run_state.save_run(self, folder, keep)
+        return run_state.save_run(self, folder, keep, self._generators_before_step)
 
     @classmethod
     def load_checkpoint(

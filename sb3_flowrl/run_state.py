@@ -20,12 +20,13 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecCheckNan,
@@ -41,9 +42,6 @@ from stable_baselines3.her import HerReplayBuffer
 
 from sb3_flowrl.checkpoint import FileWriter, write_checkpoint
 from sb3_flowrl.checks import check_positive_int
-
-if TYPE_CHECKING:
-    from sb3_flowrl.flowrl import FlowRL
 
 #: States of the environments' generators, one each.
 GeneratorStates = list[Mapping[str, Any]]
@@ -66,7 +64,7 @@ WRAPPER_STATE: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 # ------------------------------------------------------------------------------------------------------- random numbers
 
 
-def random_states(model: "FlowRL") -> dict[str, Any]:
+def random_states(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """
     :param model: the model, for the generator of its random first actions
     :return: the states of all generators but the environments'
@@ -81,7 +79,7 @@ def random_states(model: "FlowRL") -> dict[str, Any]:
     )
 
 
-def restore_random_states(model: "FlowRL", states: dict[str, Any]) -> None:
+def restore_random_states(model: OffPolicyAlgorithm, states: dict[str, Any]) -> None:
     """
     :param model: the model, for the generator of its random first actions
     :param states: what :func:`random_states` returned
@@ -192,7 +190,7 @@ def restore_wrapper_states(env: VecEnv, states: list[tuple[str, dict[str, Any]]]
             setattr(wrapper, name, value)
 
 
-def is_between_episodes(model: "FlowRL") -> bool:
+def is_between_episodes(model: OffPolicyAlgorithm) -> bool:
     """
     :param model: a model that has collected transitions
     :return: whether the last stored transition of every environment ended its episode
@@ -202,7 +200,7 @@ def is_between_episodes(model: "FlowRL") -> bool:
     return bool((buffer.full or buffer.pos > 0) and buffer.dones[buffer.pos - 1].all())
 
 
-def replay_reset(model: "FlowRL", generators: GeneratorStates | None, expected: GeneratorStates | None) -> Any:
+def replay_reset(model: OffPolicyAlgorithm, generators: GeneratorStates | None, expected: GeneratorStates | None) -> Any:
     """
     Make the environments' last reset again, without the wrappers noticing.
 
@@ -224,7 +222,7 @@ def replay_reset(model: "FlowRL", generators: GeneratorStates | None, expected: 
     return first_obs if generator_states(base) == expected and _equal(first_obs, current_obs) else None
 
 
-def restart_episodes(model: "FlowRL") -> Any:
+def restart_episodes(model: OffPolicyAlgorithm) -> Any:
     """
     Reset the environments, and end the episodes under way as by a time-out.
 
@@ -300,7 +298,7 @@ def dump_replay_buffer(buffer: ReplayBuffer, file: BinaryIO) -> None:
     pickle.dump((packed, names), file, protocol=5)
 
 
-def load_replay_buffer(model: "FlowRL", file: BinaryIO) -> None:
+def load_replay_buffer(model: OffPolicyAlgorithm, file: BinaryIO) -> None:
     """
     :param model: the model that gets the replay buffer
     :param file: what :func:`dump_replay_buffer` wrote
@@ -325,11 +323,12 @@ def load_replay_buffer(model: "FlowRL", file: BinaryIO) -> None:
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
-def begin_episodes(model: "FlowRL") -> dict[str, Any]:
+def begin_episodes(model: OffPolicyAlgorithm, before_step: GeneratorStates | None) -> dict[str, Any]:
     """
     Let a run that is being saved begin its next episodes as the one that is resumed from it will.
 
     :param model: the model
+    :param before_step: states of the environments' generators before the last step, where they are known
     :return: what :func:`resume_episodes` needs to do the same
     """
     assert model.env is not None
@@ -338,10 +337,10 @@ def begin_episodes(model: "FlowRL") -> dict[str, Any]:
     if model._last_obs is None:  # it has not begun
         return dict(state, wrappers=copy.deepcopy(wrapper_states(model.env)), start="fresh")
 
-    first_obs = replay_reset(model, model._generators_before_step, state["generators"])
+    first_obs = replay_reset(model, before_step, state["generators"])
     if first_obs is not None:
         observations = dict(last_obs=model._last_obs, last_original_obs=model._last_original_obs, first_obs=first_obs)
-        state.update(observations, start="replayed", generators=model._generators_before_step)
+        state.update(observations, start="replayed", generators=before_step)
         return dict(state, wrappers=copy.deepcopy(wrapper_states(model.env)))
 
     if state["generators"] is not None:
@@ -351,7 +350,7 @@ def begin_episodes(model: "FlowRL") -> dict[str, Any]:
     return dict(state, start="restarted", first_obs=copy.deepcopy(restart_episodes(model)))
 
 
-def resume_episodes(model: "FlowRL", state: dict[str, Any]) -> None:
+def resume_episodes(model: OffPolicyAlgorithm, state: dict[str, Any]) -> None:
     """
     Begin the next episodes as the run did that was saved. Warns where that can't be done.
 
@@ -387,13 +386,14 @@ def _equal(ours: Any, theirs: Any) -> bool:
     return np.array_equal(ours, theirs)
 
 
-def save_run(model: "FlowRL", folder: str | Path, keep: int) -> Path:
+def save_run(model: OffPolicyAlgorithm, folder: str | Path, keep: int, before_step: GeneratorStates | None) -> Path:
     """
-    Write a checkpoint of a run, see :meth:`FlowRL.save_checkpoint`.
+    Write a checkpoint of a run, see ``FlowRL.save_checkpoint``.
 
     :param model: the model
     :param folder: where the checkpoints are
     :param keep: how many of them stay
+    :param before_step: as for :func:`begin_episodes`
     :return: the checkpoint's own folder
     :raises ValueError: if the model has no environment or no replay buffer, as one that was loaded for prediction
     """
@@ -403,7 +403,7 @@ def save_run(model: "FlowRL", folder: str | Path, keep: int) -> Path:
             "only to be used for prediction, use `save`."
         )
     check_positive_int("keep", keep)  # before the environment is touched
-    state = begin_episodes(model)
+    state = begin_episodes(model, before_step)
     # In memory first: so much is small, and a disk that is full shows itself as the OSError that it is
     networks = io.BytesIO()
     model.save(networks)
@@ -415,9 +415,9 @@ def save_run(model: "FlowRL", folder: str | Path, keep: int) -> Path:
     return write_checkpoint(folder, model.num_timesteps, files, keep)
 
 
-def load_run(model: "FlowRL", path: Path) -> None:
+def load_run(model: OffPolicyAlgorithm, path: Path) -> None:
     """
-    Restore what belongs to a run beside the networks, see :meth:`FlowRL.load_checkpoint`.
+    Restore what belongs to a run beside the networks, see ``FlowRL.load_checkpoint``.
 
     :param model: the model, loaded from the checkpoint's ``model.zip``
     :param path: the checkpoint's own folder

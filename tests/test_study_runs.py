@@ -80,6 +80,13 @@ def test_interrupted_run_ends_as_if_it_had_not_been(algo, tmp_path, monkeypatch)
     assert resumed["n_updates"] == whole["n_updates"] > 50
 
 
+def test_checkpoints_leave_no_trace_in_flowrl(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "flowrl")
+    with_checkpoints = execute(run, tmp_path / "with")
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", 10_000)
+    assert learned(execute(run, tmp_path / "without")) == learned(with_checkpoints)
+
+
 @pytest.mark.filterwarnings("ignore:No bias of Q")  # Pendulum's episodes are too short for it
 @pytest.mark.parametrize("algo", ["flowrl", "sac"])
 def test_instruments_measure_and_change_nothing(algo, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_flowrl import ResumableCheckpointCallback
+from sb3_flowrl import FlowRL, ResumableCheckpointCallback
 from sb3_flowrl.checkpoint import find_checkpoint, list_checkpoints
 from sb3_flowrl.run_state import load_run, save_run
 
@@ -22,13 +22,10 @@ class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
     can't be written ends the run with an error.
     """
 
-    def _init_callback(self) -> None:
-        if not hasattr(self.model, "_generators_before_step"):
-            self.model._generators_before_step = None  # what run_state.py looks for
-
     def _save(self) -> None:
         self.last_saved = self.num_timesteps
-        save_run(self.model, self.folder, self.keep)
+        before_step = self.model._generators_before_step if isinstance(self.model, FlowRL) else None
+        save_run(self.model, self.folder, self.keep, before_step)
 
     def _on_training_end(self) -> None:
         pass  # the run's record is all that is wanted then
@@ -47,5 +44,5 @@ def resume(algorithm: type[OffPolicyAlgorithm], folder: Path, env: VecEnv, devic
         return None
     path = find_checkpoint(folder)
     model = algorithm.load(path / "model.zip", env=env, device=device)
-    load_run(model, path)  # type: ignore[arg-type]
+    load_run(model, path)
     return model
