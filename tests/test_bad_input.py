@@ -7,7 +7,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer
-from tests.test_flowrl import make_model, parameters
+from tests.models import make_model, parameters
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from torch import nn
 from sb3_flowrl import DiagnosticsCallback, FlowActorCriticPolicy, FlowRL, update
 from sb3_flowrl.networks import create_normed_mlp
 from sb3_flowrl.stacked import StackedBatchNorm, StackedMLP
-from tests.test_flowrl import assert_same, batch_of, make_model, parameters, trained_model
-from tests.test_policies import ScaleExtractor
+from tests.models import ScaleExtractor, assert_same, batch_of, make_model, parameters, trained_model
 
 NET = dict(net_arch=[16], batch_norm=True)
 

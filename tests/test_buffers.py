@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, RecencyReplayBuffer
-from tests.test_flowrl import assert_same, parameters
+from tests.models import assert_same, parameters
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
 ACTION_SPACE = spaces.Box(-1, 1, (1,), dtype=np.float32)

@@ -21,7 +21,7 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Vecto
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer
-from tests.test_flowrl import StepCountingEnv, assert_same, batch_of, make_model, moments, parameters, trained_model
+from tests.models import StepCountingEnv, assert_same, batch_of, make_model, moments, parameters, trained_model
 
 
 def make_counting_env(n_envs: int = 1) -> DummyVecEnv:

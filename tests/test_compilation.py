@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sb3_flowrl import FlowRL, flowrl, update
 from sb3_flowrl.compilation import MaybeCompiled
 from tests.golden import GoldenRun, authors_names, golden_sets, load_golden_set
-from tests.test_flowrl import assert_same, batch_of, make_model, moments, parameters, trained_model
+from tests.models import assert_same, batch_of, make_model, moments, parameters, trained_model
 from tests.test_parity import LOSS_OF_NETWORK, LOSSES, check_gradients, check_parameters
 
 th_compile = th.compile
@@ -360,7 +360,7 @@ def test_an_error_of_the_users_guidance_comes_through(traced):
 
 WITHOUT_COMPILER = """
 import warnings
-from tests.test_flowrl import make_model
+from tests.models import make_model
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     model = make_model(compile=True).learn(54)

@@ -17,8 +17,7 @@ from torch import nn
 
 from sb3_flowrl import DiagnosticsCallback, FlowRL, diagnostics
 from sb3_flowrl.stacked import StackedLinear
-from tests.test_flowrl import SMALL, StepCountingEnv, assert_same, batch_of, make_model, moments, parameters
-from tests.test_policies import ScaleExtractor
+from tests.models import SMALL, ScaleExtractor, StepCountingEnv, assert_same, batch_of, make_model, moments, parameters
 
 FOR_ALL = ["action_spread", "saturated_actions", "critic_rank", "critic_feature_norm", "critic_dead_units"]
 FOR_FLOWRL = [

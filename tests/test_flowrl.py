@@ -1,96 +1,33 @@
-"""FlowRL as a user of Stable-Baselines3 meets it: training, prediction, saving and loading."""
-
-import zipfile
+"""FlowRL as a user of Stable-Baselines3 meets it: training, observations, logs and prediction."""
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_flowrl import FlowActorCriticPolicy, FlowRL, NStepRecencyReplayBuffer, losses, paper_arguments, reference_arguments
-from sb3_flowrl.flow import FlowNoise
+from sb3_flowrl import FlowActorCriticPolicy, FlowRL, losses, paper_arguments, reference_arguments
 from sb3_flowrl.networks import FlowActor
-from sb3_flowrl.replay import Batch
-from sb3_flowrl.step import hand_out
-from sb3_flowrl.update import ACTOR_LOGS, SPREAD_LOG, VALUE_LOGS, Gradients
-from tests.golden import NETWORKS
-from tests.test_policies import ScaleExtractor
-
-SMALL = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=50, batch_size=32, buffer_size=1_000)
-
-
-def make_model(env="Pendulum-v1", **kwargs) -> FlowRL:
-    return FlowRL("MlpPolicy", env, **{**SMALL, "seed": 0, **kwargs})
-
-
-def trained_model(**kwargs) -> FlowRL:
-    return make_model(**kwargs).learn(70)
-
-
-def networks_of(model: FlowRL) -> set[str]:
-    """The names of its networks: a Q_π that is normalised by batch has no target."""
-    return {name for name in NETWORKS if getattr(model.policy, name) is not None}
-
-
-def batch_of(model: FlowRL, batch_size: int) -> Batch:
-    """A sample of the model's replay buffer, as an update sees it."""
-    (batch,) = model._sample_batches(1, batch_size)
-    return batch
-
-
-def parameters(model: FlowRL) -> dict[str, th.Tensor]:
-    return {name: value.clone() for name, value in model.policy.state_dict().items()}
-
-
-def assert_same(ours: dict[str, th.Tensor], theirs: dict[str, th.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert th.equal(value, theirs[name]), name
-
-
-def moments(model: FlowRL) -> dict[str, th.Tensor]:
-    """Adam's, asked of the optimisers themselves, so that none that isn't saved goes unnoticed."""
-    optimizers = {name: getattr(model, name).optimizer for name in ("actor", "critic", "behavior_critic", "behavior_value")}
-    return {
-        f"{name}/{index}/{key}": value.clone()
-        for name, optimizer in optimizers.items()
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-
-
-class StepCountingEnv(gym.Env):
-    """
-    Episodes of a fixed length; the observation is the step's number and the reward 1.
-
-    :param terminates: whether an episode ends by termination or by a time-out
-    """
-
-    def __init__(self, terminates: bool, length: int = 3):
-        self.observation_space = spaces.Box(0, 10, (1,), dtype=np.float32)
-        self.action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
-        self.terminates, self.length = terminates, length
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.zeros(1, dtype=np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        ends = self.steps == self.length
-        obs = np.full(1, self.steps, dtype=np.float32)
-        return obs, 1.0, ends and self.terminates, ends and not self.terminates, {}
+from sb3_flowrl.update import VALUE_LOGS
+from tests.models import (
+    SMALL,
+    ScaleExtractor,
+    StepCountingEnv,
+    assert_same,
+    batch_of,
+    make_model,
+    networks_of,
+    parameters,
+    trained_model,
+)
 
 
 class Recorder:
@@ -105,9 +42,6 @@ class Recorder:
             return original(*args, **kwargs)
 
         monkeypatch.setattr(losses, function, wrapper)
-
-
-# ---------------------------------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize(
@@ -415,248 +349,6 @@ def test_a_dict_of_observations_that_is_not_finite_is_named():
         model.train(1, batch_size=8)
 
 
-# ------------------------------------------------------------------------------------------------------- what options mean
-
-
-def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-    """The actor's loss of a model on a batch and noise that depend on nothing else."""
-    th.manual_seed(7)
-    np.random.seed(7)
-    batch, noise = batch_of(model, 64), model._draw_noise(64)
-    with th.no_grad():
-        q_behavior = losses.clipped_min(th.stack(model.critic(batch.observations, batch.actions)))
-    return named(model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior))
-
-
-def named(result: tuple[list[th.Tensor], Gradients]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-    _, found = result
-    logs = dict(zip((*ACTOR_LOGS, SPREAD_LOG), found.logs, strict=False))
-    return logs["actor_loss"], logs
-
-
-def test_guidance_may_be_a_callable_that_returns_the_final_weights():
-    def guidance(q_behavior, q_policy, w2_coef):
-        assert q_behavior.shape == q_policy.shape == (64, 1) and not q_policy.requires_grad
-        return 2 * w2_coef * th.ones_like(q_policy)
-
-    model = trained_model()
-    model.guidance, model.w2_coef = guidance, 0.3
-    _, logs = actor_loss_of(model)
-    assert logs["guidance_weight"].item() == pytest.approx(0.6)
-    th.testing.assert_close(logs["weighted_flow_matching_loss"], 0.6 * logs["flow_matching_loss"])
-
-
-def test_guidance_of_the_wrong_shape_is_an_error():
-    model = trained_model()
-    model.guidance = lambda q_behavior, q_policy, w2_coef: q_policy.mean()
-    with pytest.raises(ValueError, match=r"returned weights of shape \(\); .* of shape \(64, 1\)"):
-        actor_loss_of(model)
-
-
-def test_guidance_active_is_the_share_of_samples_where_the_behavior_did_better():
-    model = trained_model()
-    model.guidance = lambda q_behavior, q_policy, w2_coef: (q_behavior > q_policy).float()
-    _, logs = actor_loss_of(model)
-    assert 0 < logs["guidance_active"] < 1
-    assert logs["guidance_active"] == logs["guidance_weight"]
-
-
-def test_w2_coef_zero_leaves_the_constraint_out():
-    _, logs = actor_loss_of(trained_model(w2_coef=0.0, spread_coef=0.0))
-    assert logs["weighted_flow_matching_loss"] == 0 and logs["flow_matching_loss"] > 0
-    th.testing.assert_close(logs["actor_loss"], -logs["q_policy"])
-
-
-def test_per_sample_and_scalar_weights_differ_only_in_the_constraint():
-    model = trained_model()
-    _, per_sample = actor_loss_of(model)
-    model.per_sample = False
-    _, scalar = actor_loss_of(model)
-    th.testing.assert_close(scalar["weighted_flow_matching_loss"], scalar["guidance_weight"] * scalar["flow_matching_loss"])
-    assert not th.isclose(scalar["weighted_flow_matching_loss"], per_sample["weighted_flow_matching_loss"])
-    assert scalar["flow_matching_loss"] == per_sample["flow_matching_loss"]
-
-
-def test_matching_says_what_the_velocity_field_is_regressed_onto(monkeypatch):
-    """A field that stands still has the error of the path's own velocity: of a - a0, or of atanh(a) - a0."""
-    model = trained_model(noise_clip=0.5)
-    for parameter in model.actor.velocity_net.parameters():
-        nn.init.zeros_(parameter)
-    batch = batch_of(model, 64)
-    noise = FlowNoise(th.randn(64, 1), th.randn(64, 1), th.randn(64, 1), th.rand(64, 1))
-    base_points = noise.path.clamp(-0.5, 0.5)
-    for matching, end_points in (("action", batch.actions), ("pre_squash", batch.actions.clamp(-0.999, 0.999).atanh())):
-        model.matching = matching
-        _, logs = named(model._actor_gradients(batch, noise, model._actor_features(batch), th.zeros(64, 1)))
-        th.testing.assert_close(logs["flow_matching_loss"], (end_points - base_points).square().mean())
-
-
-def test_weights_use_q_behavior_from_before_and_q_policy_from_after_the_value_step(monkeypatch):
-    model = trained_model()
-    model._n_updates = 0
-    batch, noise = batch_of(model, 16), model._draw_noise(16)
-    monkeypatch.setattr(model, "_sample_batches", lambda *args: [batch])
-    monkeypatch.setattr(model, "_draw_noise", lambda batch_size: noise)
-    seen = {}
-    model.guidance = lambda q_behavior, q_policy, w2_coef: (
-        seen.update(q_behavior=q_behavior, q_policy=q_policy) or th.ones_like(q_policy)
-    )
-    with th.no_grad():
-        q_behavior_before = losses.clipped_min(th.stack(model.behavior_critic(batch.observations, batch.actions)))
-        actions = model.actor.flow(batch.observations, noise.action)
-        q_policy_before = losses.clipped_min(th.stack(model.critic(batch.observations, actions)))
-    model.train(1, batch_size=16)
-    with th.no_grad():
-        q_policy_after = losses.clipped_min(th.stack(model.critic(batch.observations, actions)))
-    th.testing.assert_close(seen["q_behavior"], q_behavior_before)
-    th.testing.assert_close(seen["q_policy"], q_policy_after)
-    assert not th.allclose(seen["q_policy"], q_policy_before)
-
-
-def test_bfloat16_runs_the_layers_in_half_precision_and_keeps_losses_near(monkeypatch):
-    model = trained_model(policy_kwargs=dict(net_arch=[64, 64]))
-    _, exact = actor_loss_of(model)
-    dtypes = []
-    linear = th.nn.functional.linear
-    monkeypatch.setattr(
-        th.nn.functional, "linear", lambda *args, **kwargs: dtypes.append((y := linear(*args, **kwargs)).dtype) or y
-    )
-    model.precision = "bfloat16"
-    _, mixed = actor_loss_of(model)
-    # three times the velocity field, once each of the twin critic, three layers each
-    assert dtypes[-15:] == [th.bfloat16] * (3 + 2) * 3
-    assert mixed["actor_loss"].dtype == th.float32
-    assert not th.equal(mixed["actor_loss"], exact["actor_loss"])
-    for name in ("actor_loss", "flow_matching_loss", "q_policy"):
-        th.testing.assert_close(mixed[name], exact[name], rtol=0.05, atol=0.02)
-    model.train(2, batch_size=16)
-    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
-    assert all(value.dtype == th.float32 for value in moments(model).values())
-
-
-def test_bfloat16_gradients_point_where_the_exact_ones_do():
-    """For every weight: autocast must not hand a weight that was cast without gradient to a loss that needs one."""
-    model = trained_model(policy_kwargs=dict(net_arch=[64, 64]))
-    batch, noise = batch_of(model, 256), model._draw_noise(256)
-    gradients = {}
-    for precision in ("float32", "bfloat16"):
-        model.precision = precision
-        model.policy.zero_grad()
-        leaves, found, q_behavior = model._value_gradients(batch, noise, None)
-        hand_out([], leaves, found.gradients)
-        leaves, found = model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior)
-        hand_out([], leaves, found.gradients)
-        gradients[precision] = {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
-    exact, mixed = gradients["float32"], gradients["bfloat16"]
-    assert exact.keys() == mixed.keys()
-    assert {name.split(".")[0] for name in exact} == {network for network in NETWORKS if "target" not in network}
-    for name, gradient in exact.items():
-        assert th.cosine_similarity(gradient.flatten(), mixed[name].flatten(), dim=0) > 0.98, name
-
-
-# ------------------------------------------------------------------------------------------------------- saving and loading
-
-
-def test_save_and_load_restore_all_networks_and_optimizers(tmp_path):
-    model = trained_model(flow_steps=2, ode_solver="rk4", noise_clip=None, guidance="reference")
-    model.save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model", env=model.env)
-    assert_same(parameters(model), parameters(loaded))
-    assert len(moments(model)) > 0
-    assert_same(moments(model), moments(loaded))
-    assert loaded.flow_steps == loaded.actor.flow_steps == 2
-    assert loaded.actor.ode_solver == "rk4" and loaded.actor.noise_clip is None and loaded.guidance == "reference"
-    assert loaded._n_updates == model._n_updates and loaded.policy_kwargs == SMALL["policy_kwargs"]
-    assert loaded.actor is loaded.policy.actor and loaded.behavior_value is loaded.policy.behavior_value
-
-
-def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
-    model = trained_model()
-    model.save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model", env=model.env)
-    loaded.replay_buffer = model.replay_buffer
-    loaded.set_logger(Logger(None, []))
-    results = []
-    for each in (model, loaded):
-        set_random_seed(11)
-        for _ in range(3):
-            each.train(2, batch_size=16)
-        results.append(parameters(each))
-    assert_same(*results)
-
-
-def test_loading_can_change_how_the_flow_is_integrated(tmp_path):
-    model = trained_model()
-    model.save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model", flow_steps=4, ode_solver="euler")
-    assert loaded.actor.flow_steps == 4 and loaded.actor.ode_solver == "euler"
-    with pytest.raises(ValueError, match="flow_steps=0 must be"):
-        FlowRL.load(tmp_path / "model", flow_steps=0)
-
-
-def test_prediction_without_an_environment(tmp_path):
-    model = trained_model()
-    model.save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model")
-    obs = model.observation_space.sample()
-    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
-
-
-def test_a_model_that_counts_episodes_predicts_in_several_environments_but_does_not_learn_there(tmp_path):
-    make_model(train_freq=(1, "episode")).save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", n_envs=2))
-    assert loaded.predict(loaded.env.reset())[0].shape == (2, 1)
-    with pytest.raises(ValueError, match=r"train_freq=.* counts episodes, .* n_envs=2\. Count steps instead"):
-        loaded.learn(10)
-
-
-def test_learning_goes_on_in_another_environment(tmp_path):
-    model = trained_model()
-    model.save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model")
-    loaded.set_env(make_vec_env("Pendulum-v1", n_envs=1))
-    loaded.learn(60, reset_num_timesteps=False)
-    assert loaded.num_timesteps == 130 and loaded._n_updates > model._n_updates
-
-
-def test_exclude_include_and_custom_objects(tmp_path):
-    model = trained_model()
-    model.save(tmp_path / "model", exclude=["tensorboard_log"], include=["replay_buffer"])
-    custom_objects = dict(learning_rate=1e-5, lr_schedule=lambda _: 1e-5)
-    loaded = FlowRL.load(tmp_path / "model", env=model.env, custom_objects=custom_objects)
-    assert loaded.replay_buffer.size() == model.replay_buffer.size() == 70
-    assert loaded.learning_rate == 1e-5 and loaded.lr_schedule(1) == 1e-5
-
-
-def test_a_callable_guidance_is_saved(tmp_path):
-    model = make_model(guidance=lambda q_behavior, q_policy, w2_coef: 0.25 * th.ones_like(q_policy)).learn(60)
-    model.save(tmp_path / "model")
-    loaded = FlowRL.load(tmp_path / "model", env=model.env)
-    assert th.equal(loaded.guidance(th.zeros(2, 1), th.zeros(2, 1), 0.1), th.full((2, 1), 0.25))
-
-
-def test_networks_are_saved_once(tmp_path):
-    model = trained_model()
-    model.save(tmp_path / "model")
-    excluded = set(model._excluded_save_params())
-    assert {*NETWORKS, "policy", "replay_buffer", "_batch_norm_stats"} <= excluded
-    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        assert len(archive.read("data")) < 100_000
-
-
-def test_set_parameters_demands_all_of_them():
-    model = trained_model()
-    given = model.get_parameters()
-    optimizers = {f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")}
-    assert set(given) == {"policy", *optimizers, "spread_coef_optimizer"}
-    for name, message in (
-        ("behavior_value.optimizer", "Names of parameters do not match"),
-        ("spread_coef_optimizer", "learned"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            model.set_parameters({key: value for key, value in given.items() if key != name}, exact_match=True)
-
-
 class BatchNormExtractor(ScaleExtractor):
     def __init__(self, observation_space):
         super().__init__(observation_space, 1.0)
@@ -673,9 +365,6 @@ def test_batch_norm_statistics_reach_the_targets():
         assert statistics.abs().max() > 0.01
         model._update_targets(th.tensor(model.tau))
         assert th.equal(target.features_extractor.norm.running_mean, statistics)
-
-
-# ---------------------------------------------------------------------------------------------------------------- prediction
 
 
 def test_predict_takes_one_observation_or_many_and_plays_inside_the_bounds():
@@ -725,22 +414,3 @@ class ScaledActorPolicy(FlowActorCriticPolicy):
 def test_parameters_that_a_subclass_adds_are_learned():
     model = FlowRL(ScaledActorPolicy, "Pendulum-v1", **SMALL).learn(60)
     assert model.actor.scale.item() != 1.0
-
-
-def test_parameters_of_a_model_whose_optimisers_are_not_fused_are_learned_on_from():
-    plain = make_model(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(eps=1e-5))).learn(60)
-    model = make_model()
-    model.set_parameters(plain.get_parameters())
-    assert_same(parameters(model), parameters(plain))
-    model.learn(60)
-    assert not th.equal(model.critic.networks[0].weight, plain.critic.networks[0].weight)
-
-
-def test_discounts_of_the_replay_buffer_have_to_be_the_models(tmp_path):
-    with pytest.raises(ValueError, match=r"3-step returns by gamma=0\.99, but .* has gamma=0\.5.*n_steps=3, gamma=0\.5"):
-        make_model(gamma=0.5, replay_buffer_class=NStepRecencyReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
-    make_model(n_steps=3).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"but the model has gamma=0\.5"):
-        FlowRL.load(tmp_path / "model", gamma=0.5)
-    again = FlowRL.load(tmp_path / "model", gamma=0.5, replay_buffer_kwargs=dict(n_steps=3, gamma=0.5))
-    assert again.replay_buffer.gamma == 0.5

@@ -7,7 +7,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_flowrl import FlowRL
-from tests.test_flowrl import assert_same, moments
+from tests.models import assert_same, moments
 
 HER = dict(replay_buffer_class=HerReplayBuffer, replay_buffer_kwargs=dict(n_sampled_goal=4, goal_selection_strategy="future"))
 

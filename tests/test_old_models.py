@@ -21,7 +21,7 @@ from sb3_flowrl import FlowActorCriticPolicy, FlowRL
 from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.old_models import stack_optimizer_state, stack_state_dict
 from sb3_flowrl.stacked import StackedMLP
-from tests.test_flowrl import assert_same, moments, parameters, trained_model
+from tests.models import assert_same, moments, parameters, trained_model
 
 DATA = Path(__file__).parent / "data" / "old"
 TWINS = ("critic", "critic_target", "behavior_critic", "behavior_critic_target")

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_flowrl import FlowActorCriticPolicy
 from sb3_flowrl.networks import FlowActor, create_normed_mlp
 from sb3_flowrl.stacked import StackedActivation, StackedLayerNorm, StackedLinear
+from tests.golden import NETWORKS
+from tests.models import ScaleExtractor
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), dtype=np.float64)
 ACTION_SPACE = spaces.Box(np.array([-2.0, 0.0], dtype=np.float32), np.array([1.0, 5.0], dtype=np.float32))
-NETWORKS = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
 
 
 def make_policy(observation_space: spaces.Space = OBS_SPACE, **kwargs) -> FlowActorCriticPolicy:
@@ -133,15 +133,6 @@ def test_optimizer_arguments():
     assert defaults["fused"] and defaults["betas"] == (0.5, 0.999)
     assert not make_policy(optimizer_kwargs=dict(eps=1e-5)).actor.optimizer.defaults["fused"]
     assert isinstance(make_policy(optimizer_class=th.optim.SGD).critic.optimizer, th.optim.SGD)
-
-
-class ScaleExtractor(BaseFeaturesExtractor):
-    def __init__(self, observation_space, scale: float):
-        super().__init__(observation_space, features_dim=3)
-        self.scale = nn.Parameter(th.tensor(scale))
-
-    def forward(self, observations):
-        return self.scale * observations
 
 
 def test_custom_features_extractor_belongs_to_each_network():

@@ -6,7 +6,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer, replay
-from tests.test_flowrl import make_model, trained_model
+from tests.models import make_model, trained_model
 
 CPU = th.device("cpu")
 

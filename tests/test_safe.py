@@ -19,7 +19,8 @@ from torch import nn
 from sb3_flowrl import CnnPolicy, FlowActorCriticPolicy, FlowRL, MultiInputPolicy, describe, safe
 from sb3_flowrl.networks import FlowActor
 from sb3_flowrl.safe import PolicyFileError, load_policy_safe, save_policy_safe
-from tests.test_policies import ACTION_SPACE, ScaleExtractor
+from tests.models import ScaleExtractor
+from tests.test_policies import ACTION_SPACE
 
 pytest.importorskip("safetensors")
 

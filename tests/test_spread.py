@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import set_random_seed
 from sb3_flowrl import FlowRL, losses
 from sb3_flowrl.diagnostics import action_spread, policy_actions, sample_replay
 from sb3_flowrl.update import SPREAD_LOG
-from tests.test_flowrl import assert_same, make_model, parameters, trained_model
+from tests.models import assert_same, make_model, parameters, trained_model
 
 
 @pytest.mark.parametrize("sigma, measured", [(0.05, 0.069), (0.1, 0.118), (0.16, 0.178), (0.3, 0.318), (1.0, 1.018)])

@@ -9,7 +9,7 @@ from torch import nn
 
 from sb3_flowrl.networks import create_normed_mlp
 from sb3_flowrl.stacked import StackedMLP
-from tests.test_flowrl import make_model, parameters
+from tests.models import make_model, parameters
 
 N_UPDATES = 100
 

@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_flowrl import update
 from sb3_flowrl.compilation import MaybeCompiled
-from tests.test_flowrl import make_model, trained_model
+from tests.models import make_model, trained_model
 
 th_autograd_grad = th.autograd.grad
 

@@ -1,0 +1,87 @@
+"""Small models to test with, what they hold, and what they are made of."""
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_flowrl import FlowRL
+from sb3_flowrl.replay import Batch
+from tests.golden import NETWORKS
+
+SMALL = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=50, batch_size=32, buffer_size=1_000)
+
+
+def make_model(env="Pendulum-v1", **kwargs) -> FlowRL:
+    return FlowRL("MlpPolicy", env, **{**SMALL, "seed": 0, **kwargs})
+
+
+def trained_model(**kwargs) -> FlowRL:
+    return make_model(**kwargs).learn(70)
+
+
+def networks_of(model: FlowRL) -> set[str]:
+    """The names of its networks: a Q_π that is normalised by batch has no target."""
+    return {name for name in NETWORKS if getattr(model.policy, name) is not None}
+
+
+def batch_of(model: FlowRL, batch_size: int) -> Batch:
+    """A sample of the model's replay buffer, as an update sees it."""
+    (batch,) = model._sample_batches(1, batch_size)
+    return batch
+
+
+def parameters(model: FlowRL) -> dict[str, th.Tensor]:
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def assert_same(ours: dict[str, th.Tensor], theirs: dict[str, th.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert th.equal(value, theirs[name]), name
+
+
+def moments(model: FlowRL) -> dict[str, th.Tensor]:
+    """Adam's, asked of the optimisers themselves, so that none that isn't saved goes unnoticed."""
+    optimizers = {name: getattr(model, name).optimizer for name in ("actor", "critic", "behavior_critic", "behavior_value")}
+    return {
+        f"{name}/{index}/{key}": value.clone()
+        for name, optimizer in optimizers.items()
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+class StepCountingEnv(gym.Env):
+    """
+    Episodes of a fixed length; the observation is the step's number and the reward 1.
+
+    :param terminates: whether an episode ends by termination or by a time-out
+    """
+
+    def __init__(self, terminates: bool, length: int = 3):
+        self.observation_space = spaces.Box(0, 10, (1,), dtype=np.float32)
+        self.action_space = spaces.Box(-1, 1, (1,), dtype=np.float32)
+        self.terminates, self.length = terminates, length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        ends = self.steps == self.length
+        obs = np.full(1, self.steps, dtype=np.float32)
+        return obs, 1.0, ends and self.terminates, ends and not self.terminates, {}
+
+
+class ScaleExtractor(BaseFeaturesExtractor):
+    def __init__(self, observation_space, scale: float):
+        super().__init__(observation_space, features_dim=3)
+        self.scale = nn.Parameter(th.tensor(scale))
+
+    def forward(self, observations):
+        return self.scale * observations

@@ -1,0 +1,133 @@
+"""Models that are saved, loaded and given other parameters."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import set_random_seed
+
+from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer
+from tests.golden import NETWORKS
+from tests.models import SMALL, assert_same, make_model, moments, parameters, trained_model
+
+
+def test_save_and_load_restore_all_networks_and_optimizers(tmp_path):
+    model = trained_model(flow_steps=2, ode_solver="rk4", noise_clip=None, guidance="reference")
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env=model.env)
+    assert_same(parameters(model), parameters(loaded))
+    assert len(moments(model)) > 0
+    assert_same(moments(model), moments(loaded))
+    assert loaded.flow_steps == loaded.actor.flow_steps == 2
+    assert loaded.actor.ode_solver == "rk4" and loaded.actor.noise_clip is None and loaded.guidance == "reference"
+    assert loaded._n_updates == model._n_updates and loaded.policy_kwargs == SMALL["policy_kwargs"]
+    assert loaded.actor is loaded.policy.actor and loaded.behavior_value is loaded.policy.behavior_value
+
+
+def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env=model.env)
+    loaded.replay_buffer = model.replay_buffer
+    loaded.set_logger(Logger(None, []))
+    results = []
+    for each in (model, loaded):
+        set_random_seed(11)
+        for _ in range(3):
+            each.train(2, batch_size=16)
+        results.append(parameters(each))
+    assert_same(*results)
+
+
+def test_loading_can_change_how_the_flow_is_integrated(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", flow_steps=4, ode_solver="euler")
+    assert loaded.actor.flow_steps == 4 and loaded.actor.ode_solver == "euler"
+    with pytest.raises(ValueError, match="flow_steps=0 must be"):
+        FlowRL.load(tmp_path / "model", flow_steps=0)
+
+
+def test_prediction_without_an_environment(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model")
+    obs = model.observation_space.sample()
+    np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+def test_a_model_that_counts_episodes_predicts_in_several_environments_but_does_not_learn_there(tmp_path):
+    make_model(train_freq=(1, "episode")).save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", n_envs=2))
+    assert loaded.predict(loaded.env.reset())[0].shape == (2, 1)
+    with pytest.raises(ValueError, match=r"train_freq=.* counts episodes, .* n_envs=2\. Count steps instead"):
+        loaded.learn(10)
+
+
+def test_learning_goes_on_in_another_environment(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model")
+    loaded.set_env(make_vec_env("Pendulum-v1", n_envs=1))
+    loaded.learn(60, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 130 and loaded._n_updates > model._n_updates
+
+
+def test_exclude_include_and_custom_objects(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model", exclude=["tensorboard_log"], include=["replay_buffer"])
+    custom_objects = dict(learning_rate=1e-5, lr_schedule=lambda _: 1e-5)
+    loaded = FlowRL.load(tmp_path / "model", env=model.env, custom_objects=custom_objects)
+    assert loaded.replay_buffer.size() == model.replay_buffer.size() == 70
+    assert loaded.learning_rate == 1e-5 and loaded.lr_schedule(1) == 1e-5
+
+
+def test_a_callable_guidance_is_saved(tmp_path):
+    model = make_model(guidance=lambda q_behavior, q_policy, w2_coef: 0.25 * th.ones_like(q_policy)).learn(60)
+    model.save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env=model.env)
+    assert th.equal(loaded.guidance(th.zeros(2, 1), th.zeros(2, 1), 0.1), th.full((2, 1), 0.25))
+
+
+def test_networks_are_saved_once(tmp_path):
+    model = trained_model()
+    model.save(tmp_path / "model")
+    excluded = set(model._excluded_save_params())
+    assert {*NETWORKS, "policy", "replay_buffer", "_batch_norm_stats"} <= excluded
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert len(archive.read("data")) < 100_000
+
+
+def test_set_parameters_demands_all_of_them():
+    model = trained_model()
+    given = model.get_parameters()
+    optimizers = {f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")}
+    assert set(given) == {"policy", *optimizers, "spread_coef_optimizer"}
+    for name, message in (
+        ("behavior_value.optimizer", "Names of parameters do not match"),
+        ("spread_coef_optimizer", "learned"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_parameters({key: value for key, value in given.items() if key != name}, exact_match=True)
+
+
+def test_parameters_of_a_model_whose_optimisers_are_not_fused_are_learned_on_from():
+    plain = make_model(policy_kwargs=dict(net_arch=[16], optimizer_kwargs=dict(eps=1e-5))).learn(60)
+    model = make_model()
+    model.set_parameters(plain.get_parameters())
+    assert_same(parameters(model), parameters(plain))
+    model.learn(60)
+    assert not th.equal(model.critic.networks[0].weight, plain.critic.networks[0].weight)
+
+
+def test_discounts_of_the_replay_buffer_have_to_be_the_models(tmp_path):
+    with pytest.raises(ValueError, match=r"3-step returns by gamma=0\.99, but .* has gamma=0\.5.*n_steps=3, gamma=0\.5"):
+        make_model(gamma=0.5, replay_buffer_class=NStepRecencyReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
+    make_model(n_steps=3).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"but the model has gamma=0\.5"):
+        FlowRL.load(tmp_path / "model", gamma=0.5)
+    again = FlowRL.load(tmp_path / "model", gamma=0.5, replay_buffer_kwargs=dict(n_steps=3, gamma=0.5))
+    assert again.replay_buffer.gamma == 0.5
