@@ -31,4 +31,4 @@ report:
 # The API's pages, from the docstrings, in build/docs
 docs:
 	pdoc --docformat restructuredtext --math -o build/docs \
-		sb3_flowrl sb3_flowrl.{losses,flow,guidance,update,networks,callbacks,diagnostics,checkpoint,safe,export,envs,zoo}
+		sb3_flowrl sb3_flowrl.{losses,flow,guidance,update,networks,callbacks,diagnostics,instruments,checkpoint,safe,export,envs,zoo}

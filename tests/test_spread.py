@@ -9,7 +9,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_flowrl import FlowRL, losses
-from sb3_flowrl.diagnostics import action_spread, policy_actions, sample_replay
+from sb3_flowrl.diagnostics import policy_actions, sample_replay
+from sb3_flowrl.instruments import action_spread
 from sb3_flowrl.update import SPREAD_LOG
 from tests.models import assert_same, make_model, parameters, trained_model
 
