@@ -253,7 +253,7 @@ class DiagnosticsCallback(BaseCallback):
     """
     Log what tells why a run learns or stalls, under ``diagnostics/`` in SB3's logger, and so in its CSV and TensorBoard files.
 
-    The quantities are those of :mod:`sb3_flowrl.instruments`. It measures on a sample of the replay buffer, between rollouts or
+    The quantities are :mod:`sb3_flowrl.instruments`. It measures on a sample of the replay buffer, between rollouts or
     when training ends: once the first updates are made, and then whenever ``every`` more steps are full. It draws no random
     number of training's and changes no network: a run with it is, bit for bit, the run without it.
 
