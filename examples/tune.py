@@ -11,8 +11,8 @@ FlowRL at its defaults, so that it shows what the search has gained.
 Arguments that this script does not know go to rl_zoo3 as they are (``--eval-episodes 10``), and ``--params`` are FlowRL's
 for all trials, such as ``--params "precision:'bfloat16'" compile:True``.
 
-The storage may be an SQLite file (``sqlite:///runs/tune/study.db``), Optuna's journal (``runs/tune/study.log``), or a database
-server's address, with which the same command runs on many machines at once (see the README).
+The storage may be Optuna's journal (``runs/tune/study.log``, the default), an SQLite file (``sqlite:///runs/tune/study.db``), or
+a database server's address, with which the same command runs on many machines at once (see docs/rl_zoo3.md).
 """
 
 import argparse
@@ -50,11 +50,21 @@ class Tuner:
     :param n_trials: trials that the study shall have finished
     :param n_workers: workers at a time on this machine
     :param max_retries: how often the same parameters are tried when workers die of them
+    :param queue_is_safe: False if two workers may take the same queued trial, as SQLite lets them, which knows no lock on a
+        row (https://github.com/optuna/optuna/issues/4621). Then no two workers start while a trial is queued
     """
 
-    def __init__(self, study: optuna.Study, command: list[str], n_trials: int, n_workers: int, max_retries: int = 2):
+    def __init__(
+        self,
+        study: optuna.Study,
+        command: list[str],
+        n_trials: int,
+        n_workers: int,
+        max_retries: int = 2,
+        queue_is_safe: bool = True,
+    ):
         self.study, self.command, self.n_trials, self.n_workers = study, command, n_trials, n_workers
-        self.max_retries = max_retries
+        self.max_retries, self.queue_is_safe = max_retries, queue_is_safe
         self.workers: list[subprocess.Popen] = []
         self.ended: set[str] = set()
         self.retries: collections.Counter = collections.Counter()
@@ -72,11 +82,19 @@ class Tuner:
                 self.bury([trial for trial in self.trials(TrialState.RUNNING) if self.is_orphan(trial)])
                 missing = self.n_trials - len(self.trials(*FINISHED, TrialState.RUNNING))
                 for _ in range(min(missing, self.n_workers - len(self.workers))):
-                    self.workers.append(subprocess.Popen(self.command))
+                    if self.may_start():
+                        self.workers.append(subprocess.Popen(self.command))
                 time.sleep(0.5)
         finally:
             for worker in self.workers:
                 worker.terminate()
+
+    def may_start(self) -> bool:
+        """:return: whether a new worker can't meet another one at a queued trial, of those that must not meet there"""
+        if self.queue_is_safe or not self.trials(TrialState.WAITING):
+            return True
+        busy = {trial.user_attrs.get("worker") for trial in self.trials(TrialState.RUNNING)}
+        return all(worker_name(worker.pid) in busy for worker in self.workers)
 
     def reap(self) -> None:
         """Look after the workers that ended."""
@@ -161,7 +179,7 @@ def main() -> None:
     parser.add_argument("--pruner", choices=["median", "halving", "none"], default="median")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tune")
-    parser.add_argument("--storage", help="default: an SQLite file in the folder")
+    parser.add_argument("--storage", help="default: Optuna's journal study.log in the folder")
     parser.add_argument("--study-name", default="flowrl")
     parser.add_argument("--params", nargs="+", default=[], help="FlowRL's arguments for all trials, as rl_zoo3 takes them")
     args, for_rl_zoo3 = parser.parse_known_args()
@@ -180,7 +198,7 @@ def main() -> None:
         )
 
     args.folder.mkdir(parents=True, exist_ok=True)
-    storage = args.storage or f"sqlite:///{args.folder / 'study.db'}"
+    storage = args.storage or str(args.folder / "study.log")
     study = optuna.create_study(
         storage=open_storage(storage), study_name=args.study_name, direction="maximize", load_if_exists=True
     )
@@ -191,7 +209,7 @@ def main() -> None:
     command += ["--study-name", args.study_name, "--max-total-trials", str(args.trials), "--no-optim-plots"]
     command += ["--n-evaluations", str(args.evaluations), "--num-threads", "1", "-f", str(args.folder / "logs")]
     command += ["--pruner", args.pruner, *for_rl_zoo3]
-    Tuner(study, command, args.trials, args.workers).run()
+    Tuner(study, command, args.trials, args.workers, queue_is_safe=not storage.startswith("sqlite")).run()
 
     states = collections.Counter(trial.state.name for trial in study.trials)
     print(f"trials: {dict(states)}")

@@ -323,15 +323,21 @@ def test_optimize_with_pruning_in_two_threads(tmp_path):
 def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
     tune = [str(ROOT / "examples" / "tune.py"), "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
     tune += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's
-    output = python(*tune, "--trials", "3", "--workers", "2", "--folder", ".", "--storage", storage, cwd=tmp_path)
+    tune += ["--workers", "2", "--folder", ".", "--storage", storage]
+    n_trials = 3
+    if storage.startswith("sqlite"):  # a study that goes on: there, a second worker waits until the first trial is taken
+        python(*tune, "--trials", "1", cwd=tmp_path)
+        n_trials = 4
+    output = python(*tune, "--trials", str(n_trials), cwd=tmp_path)
     assert "best: trial" in output
     models = [FlowRL.load(path) for path in tmp_path.glob("models/trial_*/best_model.zip")]
-    assert len(models) == 3 and all((model.buffer_size, model.learning_starts) == (777, 200) for model in models)
+    assert len(models) == n_trials and all((model.buffer_size, model.learning_starts) == (777, 200) for model in models)
     for picture in ("history.png", "importance.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     study = load_study(tmp_path, storage)
-    assert len(study.trials) == 3 and all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials)
-    assert len({trial.user_attrs["worker"] for trial in study.trials}) == 2
+    assert len(study.trials) == n_trials
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials)
+    assert len({trial.user_attrs["worker"] for trial in study.trials[-3:]}) == 2
     assert [trial.number for trial in study.trials if trial.params == DEFAULT_TRIAL] == [0]
 
     arguments = ["--storage", storage, "--study-name", "flowrl", "--trial-id", "1", "-n", "120", "-f", "best"]
@@ -394,6 +400,44 @@ def test_tune_refuses_what_would_compare_networks_that_have_not_learned(tmp_path
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("queue_is_safe", [False, True])
+def test_no_two_workers_meet_at_a_queued_trial_where_both_would_get_it(monkeypatch, queue_is_safe):
+    tune = load_tune()
+    study = optuna.create_study()
+    workers, together, beside = [], [], []
+
+    class Worker:
+        """Starts, takes a trial, runs it, and ends: a step each time that the tuner looks."""
+
+        def __init__(self, command):
+            if study.get_trials(states=[TrialState.WAITING]):
+                together.append(any(worker.trial is None for worker in workers))
+                beside.append(any(worker.trial is not None and worker.returncode is None for worker in workers))
+            self.pid, self.trial, self.returncode, self.looks = 10**9 + len(workers), None, None, 0
+            workers.append(self)
+
+        def poll(self):
+            self.looks += 1
+            if self.looks == 3:
+                self.trial = study.ask()
+                self.trial.set_user_attr("worker", tune.worker_name(self.pid))
+                if self.trial.number == 0:  # as if another worker had died
+                    study.enqueue_trial({"x": 1.0})
+            elif self.looks == 6:
+                study.tell(self.trial, 1.0)
+                self.returncode = 0
+            return self.returncode
+
+    monkeypatch.setattr(tune.subprocess, "Popen", Worker)
+    monkeypatch.setattr(tune.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(tune.Tuner, "is_orphan", lambda self, trial: False)
+    study.enqueue_trial({"x": 0.0})
+    tune.Tuner(study, [], n_trials=4, n_workers=2, queue_is_safe=queue_is_safe).run()
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert any(together) == queue_is_safe
+    assert queue_is_safe or any(beside)  # a worker that has its trial stands in nobody's way
+
+
 @pytest.mark.slow
 def test_a_killed_workers_trial_is_tried_again(tmp_path):
     tune = [sys.executable, str(ROOT / "examples" / "tune.py"), "--timesteps", "1500", "--learning-starts", "500"]
@@ -403,10 +447,10 @@ def test_a_killed_workers_trial_is_tried_again(tmp_path):
     deadline = time.time() + 300
     while killed is None and time.time() < deadline:
         time.sleep(0.2)
-        if not (tmp_path / "study.db").exists():
+        if not (tmp_path / "study.log").exists():
             continue
         try:
-            trials = load_study(tmp_path, "sqlite:///study.db").trials
+            trials = load_study(tmp_path, "study.log").trials
         except Exception:  # the study is being created
             continue
         for trial in trials:
@@ -418,7 +462,7 @@ def test_a_killed_workers_trial_is_tried_again(tmp_path):
     assert process.returncode == 0 and killed is not None
     assert f"trial {killed.number} died with its worker; its parameters are queued again" in output
 
-    trials = load_study(tmp_path, "sqlite:///study.db").trials
+    trials = load_study(tmp_path, "study.log").trials
     (failed,) = (trial for trial in trials if trial.state == TrialState.FAIL)
     assert failed.number == killed.number
     finished = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
