@@ -11,8 +11,8 @@ FlowRL at its defaults, so that it shows what the search has gained.
 Arguments that this script does not know go to rl_zoo3 as they are (``--eval-episodes 10``), and ``--params`` are FlowRL's
 for all trials, such as ``--params "precision:'bfloat16'" compile:True``.
 
-The storage may be Optuna's journal (``runs/tune/study.log``, the default), an SQLite file (``sqlite:///runs/tune/study.db``), or
-a database server's address, with which the same command runs on many machines at once (see docs/rl_zoo3.md).
+The storage may be Optuna's journal (``runs/tune/study.log``, the default), SQLite (``sqlite:///runs/tune/study.db``), or a
+database server's address, with which the same command runs on many machines at once (see docs/rl_zoo3.md).
 """
 
 import argparse

@@ -53,7 +53,7 @@ def test_train_mujoco(tmp_path):
     assert ("Video: " in output and video.exists()) or "No video, as nothing could" in output
 
 
-@pytest.mark.parametrize("algo", ["flowrl", "sac"])
+@pytest.mark.parametrize("algo", ["flowrl", pytest.param("sac", marks=pytest.mark.slow)])
 def test_learning_curves(algo, tmp_path):
     script = ROOT / "benchmarks" / "learning_curves.py"
     common = ["--results", str(tmp_path)]

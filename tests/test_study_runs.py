@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,9 +156,27 @@ def test_class_of_the_replay_buffer_is_named_by_its_path(tmp_path):
     assert "RecencyReplayBuffer" in as_plain_data(resolved)["replay_buffer_class"]
 
 
+def replace_ray(monkeypatch, do: Callable[..., str], note: Callable[..., None] = lambda **options: None) -> None:
+    """Runs go to ``do``, one after the other in this process, and what Ray would have been asked for to ``note``."""
+
+    class Task:
+        remote = staticmethod(do)
+
+    def remote(**options):
+        note(**options)
+        return lambda function: Task
+
+    monkeypatch.setattr(runner.ray, "init", lambda **kwargs: None)
+    monkeypatch.setattr(runner.ray, "remote", remote)
+    monkeypatch.setattr(runner.ray, "wait", lambda references, **kwargs: (references, []))
+
+
 def test_run_of_another_process_is_left_to_it(tmp_path, folders, monkeypatch, capsys):
     study = make_study(tmp_path, algorithms=dict(sac=None))
     [run] = study.runs()
+    replace_ray(monkeypatch, runner.do_run)
+    monkeypatch.setattr(runner.ray, "get", lambda reference: reference)
+    monkeypatch.setattr(runner, "LOCK_SECONDS", 0.1)
     with FileLock(folders.scratch(study.name, run) / "lock"):
         assert not run_study(study, folders, ONE_CORE)
     printed = capsys.readouterr().out
@@ -170,19 +189,12 @@ def asked(monkeypatch) -> dict:
     """What Ray would have been asked for: it does nothing."""
     asked: dict = dict(runs=[])
 
-    class Task:
-        def remote(self, study, run, folders, device, command):
-            asked["device"] = device
-            asked["runs"].append(run.name)
-            return run.name
+    def note_run(study, run, folders, device, command):
+        asked["device"] = device
+        asked["runs"].append(run.name)
+        return run.name
 
-    def remote(**options):
-        asked.update(options)
-        return lambda function: Task()
-
-    monkeypatch.setattr(runner.ray, "init", lambda **kwargs: None)
-    monkeypatch.setattr(runner.ray, "remote", remote)
-    monkeypatch.setattr(runner.ray, "wait", lambda references, **kwargs: (references, []))
+    replace_ray(monkeypatch, note_run, asked.update)
     monkeypatch.setattr(runner.ray, "get", lambda reference: "")
     return asked
 

@@ -319,7 +319,7 @@ def test_optimize_with_pruning_in_two_threads(tmp_path):
     assert len({model.learning_rate for model in models}) == 3
 
 
-@pytest.mark.parametrize("storage", ["sqlite:///study.db", "study.log"])
+@pytest.mark.parametrize("storage", ["study.log", pytest.param("sqlite:///study.db", marks=pytest.mark.slow)])
 def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
     tune = [str(ROOT / "examples" / "tune.py"), "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
     tune += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's
