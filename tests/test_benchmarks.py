@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.golden import N_UPDATES, NETWORKS, GoldenRun, authors_names, golden_s
 
 ROOT = Path(__file__).parent.parent
 PARAMETER_ATOL = 3e-5  # one Adam step is 3e-4
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -48,10 +50,13 @@ def run_benchmark(folder: Path, script: str, *arguments: str) -> tuple[str, dict
     [
         ("bench_update.py", ["FlowRL float32", "FlowRL bfloat16", "SAC", "TD3", "TQC", "CrossQ", "transcription"]),
         ("bench_learn.py", ["FlowRL float32", "SAC"]),
-        ("bench_predict.py", ["FlowRL, deterministic", "FlowRL, stochastic", "SAC, stochastic", "FlowRL ONNX, deterministic"]),
-        ("bench_scaling.py", ["width", "n_envs", "FlowRL float32", "SAC"]),
-        ("bench_memory.py", ["FlowRL float32"]),
-        ("bench_profile.py", ["matrix products", "other kernels", "Adam", "Polyak averaging", "sampling"]),
+        slow(
+            "bench_predict.py",
+            ["FlowRL, deterministic", "FlowRL, stochastic", "SAC, stochastic", "FlowRL ONNX, deterministic"],
+        ),
+        slow("bench_scaling.py", ["width", "n_envs", "FlowRL float32", "SAC"]),
+        slow("bench_memory.py", ["FlowRL float32"]),
+        slow("bench_profile.py", ["matrix products", "other kernels", "Adam", "Polyak averaging", "sampling"]),
     ],
 )
 def test_benchmark_prints_its_tables_and_keeps_its_numbers(script, rows, tmp_path):

@@ -120,6 +120,7 @@ def test_record_video(trained):
     assert list((trained / "videos").glob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_plots(trained):
     module(*TRAIN, *EVALUATE, "--seed", "2", cwd=trained)  # intervals need two runs
     arguments = ["-a", "flowrl", "-e", "Pendulum-v1", "-f", "logs"]
