@@ -439,6 +439,18 @@ def test_no_two_workers_meet_at_a_queued_trial_where_both_would_get_it(monkeypat
     assert queue_is_safe or any(beside)  # a worker that has its trial stands in nobody's way
 
 
+@pytest.mark.parametrize("storage, queue_is_safe", [([], True), (["--storage", "sqlite:///study.db"], False)])
+def test_tune_has_a_journal_of_its_own_and_knows_sqlite(tmp_path, monkeypatch, storage, queue_is_safe):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tune.py", *storage])
+    tune = load_tune()
+    asked = {}
+    monkeypatch.setattr(tune.Tuner, "run", lambda tuner: asked.update(vars(tuner)))
+    tune.main()
+    assert asked["queue_is_safe"] == queue_is_safe
+    assert (tmp_path / "runs" / "tune" / "study.log").exists() == queue_is_safe
+
+
 @pytest.mark.slow
 def test_a_killed_workers_trial_is_tried_again(tmp_path):
     tune = [sys.executable, str(ROOT / "examples" / "tune.py"), "--timesteps", "1500", "--learning-starts", "500"]
