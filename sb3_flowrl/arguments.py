@@ -24,8 +24,9 @@ from torch import nn
 from sb3_flowrl.checks import check_choice, check_number, check_positive_int
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
 from sb3_flowrl.guidance import GUIDANCES
-from sb3_flowrl.update import PRECISIONS
 
+#: What ``precision`` may be.
+PRECISIONS = ("float32", "float32_fast", "bfloat16")
 #: What ``critic_layout`` may be.
 CRITIC_LAYOUTS = ("mlp", "reference")
 

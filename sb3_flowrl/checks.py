@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from torch import nn
 
 
 class UnsupportedActionSpaceError(ValueError, AssertionError):
@@ -130,26 +131,54 @@ def check_learning_rate(learning_rate: Any, progress_remaining: float) -> None:
         )
 
 
-def check_finite_losses(losses: Mapping[str, Sequence[float]], n_updates: int, num_timesteps: int) -> None:
+def check_not_diverged(terms: Mapping[str, Sequence[float]], diverged: bool, updates: range, num_timesteps: int) -> None:
     """
-    Say that a loss has exploded.
+    Say that a loss or a gradient has exploded.
 
-    :param losses: the values of each loss in the updates of one call of ``train``, by its name in the log
-    :param n_updates: updates done before that call, for the message
+    :param terms: the values of each logged term in the updates of one call of ``train``, by name
+    :param diverged: whether a loss or a gradient of these updates was not finite
+    :param updates: the numbers of these updates, for the message
     :param num_timesteps: environment steps done so far, for the message
     :raises ValueError: naming the losses that are not finite, and what they are
     """
-    bad = {name: [value for value in values if not math.isfinite(value)] for name, values in losses.items()}
-    if not any(bad.values()):
+    if not diverged:
         return
+    losses = {name: values for name, values in terms.items() if name.endswith("_loss")}
+    bad = {name: [value for value in values if not math.isfinite(value)] for name, values in losses.items()}
     shown = ", ".join(f"{len(bad[name])} of {len(losses[name])} of {name} ({bad[name][0]})" for name in bad if bad[name])
-    n_last = n_updates + max(map(len, losses.values()))
+    which = f"of updates {updates.start + 1} to {updates.stop} (environment step {num_timesteps})"
     raise ValueError(
-        f"Training has diverged: of the losses of updates {n_updates + 1} to {n_last} (environment step {num_timesteps}), "
-        f"{shown} are not finite. No network took a step from such a loss; what was learned before can still be saved. "
-        "Try a lower learning_rate, smaller gamma or rewards (VecNormalize), and look at what train/q_policy and "
-        "train/q_behavior did before in the log."
+        f"Training has diverged: of the losses {which}, {shown} are not finite. No network took a step from such a loss; what "
+        "was learned before can still be saved. Try a lower learning_rate, smaller gamma or rewards (VecNormalize), and look "
+        "at what train/q_policy and train/q_behavior did before in the log."
+        if shown
+        else f"Training has diverged: a gradient {which} is not finite, although all losses are. No network took a step from "
+        "it; what was learned before can still be saved. Look for an operation whose derivative is infinite, such as a square "
+        "root at 0, in activation_fn, the features extractor or guidance. Otherwise try a lower learning_rate, or "
+        "smaller rewards (VecNormalize)."
     )
+
+
+def check_finite_actions(actions: np.ndarray, policy: nn.Module) -> None:
+    """
+    Stop before an action that is not finite is played.
+
+    :param actions: what the policy, and perhaps action noise, made
+    :param policy: the policy, for the message
+    :raises ValueError: saying how many values are not finite, and whether the networks are to blame
+    """
+    if np.isfinite(actions).all():
+        return
+    bad = np.asarray(actions)[~np.isfinite(actions)]
+    parameters = [name for name, parameter in policy.named_parameters() if not parameter.isfinite().all()]
+    cause = (
+        f"The parameters of the policy are not finite, the first of {len(parameters)} being {parameters[0]}: go back to a "
+        "model that was saved before, and try a lower learning_rate."
+        if parameters
+        else "The parameters of the policy are finite, so look at the observations (VecCheckNan finds where they arise) and "
+        "at action_noise."
+    )
+    raise ValueError(f"The action holds {bad.size} value(s) that are not finite, the first being {bad[0]}. {cause}")
 
 
 def check_finite_batch(batch: ReplayBufferSamples | DictReplayBufferSamples, n_updates: int, num_timesteps: int) -> None:

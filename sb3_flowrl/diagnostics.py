@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import update
 from sb3_flowrl.checks import check_positive_int
-from sb3_flowrl.flow import FlowNoise
+from sb3_flowrl.flow import FlowNoise, draw_noise
 from sb3_flowrl.instruments import (
     action_spread,
     behavior_advantage,
@@ -86,7 +86,8 @@ def sample_replay(model: OffPolicyAlgorithm, sample_size: int) -> Batch:
     """
     buffer = model.replay_buffer
     assert buffer is not None  # for mypy
-    (batch,) = sample_batches(buffer, 1, sample_size, model.get_vec_normalize_env(), model.device, check=lambda _: None)
+    normalizer = model.get_vec_normalize_env()
+    (batch,) = sample_batches(buffer, 1, sample_size, model.gamma, normalizer, model.device, check=lambda _: None)
     return batch
 
 
@@ -131,7 +132,7 @@ def clipped_values(critic: FlowCritic, obs: PyTorchObs, actions: th.Tensor) -> t
     :param actions: actions in [-1, 1], ``(B, A)``
     :return: the clipped values, ``(B, 1)``
     """
-    return clipped_min(critic.values(critic.features(obs), actions))
+    return clipped_min(critic.q(obs, actions))
 
 
 class ActorTerms(NamedTuple):
@@ -140,7 +141,7 @@ class ActorTerms(NamedTuple):
 
     :ivar q: gradients of -mean(Q_π), one for each parameter of the actor, of its shape
     :ivar constraint: gradients of the weighted flow-matching loss, the same
-    :ivar logs: the values of ``update.ACTOR_LOGS``
+    :ivar logs: the loss and its parts, by name
     """
 
     q: list[th.Tensor]
@@ -161,29 +162,21 @@ def actor_terms(model: "FlowRL", batch: Batch, noise: FlowNoise) -> ActorTerms:
     :param noise: random numbers as of one update
     :return: the gradients, and the values
     """
-    settings = model._settings()._replace(precision="float32")
-    whole, logs = _actor_gradients(model, settings, batch, noise)
+    settings = model.settings._replace(precision="float32")
+    whole, terms = _actor_gradients(model, settings, batch, noise)
     without_weights = settings._replace(guidance=lambda q_behavior, q_policy, w2_coef: th.zeros_like(q_policy))
     q, _ = _actor_gradients(model, without_weights, batch, noise)
     constraint = [both - one for both, one in zip(whole, q, strict=True)]
-    return ActorTerms(q, constraint, dict(zip(update.ACTOR_LOGS, logs.tolist(), strict=True)))
+    return ActorTerms(q, constraint, {name: term.item() for name, term in terms.items()})
 
 
 def _actor_gradients(
     model: "FlowRL", settings: update.Settings, batch: Batch, noise: FlowNoise
-) -> tuple[list[th.Tensor], th.Tensor]:
-    features = model.actor.features(batch.observations)
-    loss, logs = update.actor_loss(
-        model.policy.networks,
-        settings,
-        model._transitions(batch),
-        noise,
-        features,
-        model.policy.critic_features(batch.observations, features),
-        clipped_values(model.behavior_critic, batch.observations, batch.actions),
-    )
+) -> tuple[list[th.Tensor], update.Terms]:
+    q_behavior = clipped_values(model.behavior_critic, batch.observations, batch.actions)
+    loss, terms = update.actor_loss(model.policy, settings, batch, noise, q_behavior)
     parameters = [parameter for parameter in model.actor.parameters() if parameter.requires_grad]
-    return list(th.autograd.grad(loss, parameters, materialize_grads=True)), logs
+    return list(th.autograd.grad(loss, parameters, materialize_grads=True)), terms
 
 
 class Episode(NamedTuple):
@@ -404,7 +397,7 @@ class DiagnosticsCallback(BaseCallback):
         model = cast("FlowRL", self.model)
         q_behavior = clipped_values(model.behavior_critic, batch.observations, batch.actions)
         advantage, active = behavior_advantage(q_behavior, clipped_values(model.critic, batch.observations, actions))
-        terms = actor_terms(model, batch, model._draw_noise(self.sample_size))
+        terms = actor_terms(model, batch, draw_noise(self.sample_size, model.actor.action_dim, model.device))
         return {
             "behavior_advantage": advantage,
             "guidance_active": active,

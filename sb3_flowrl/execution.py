@@ -1,10 +1,11 @@
 """
-Running a pure function of tensors eagerly or through ``torch.compile``.
+How the update is executed: its precision, and eagerly or through ``torch.compile``.
 """
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -13,6 +14,37 @@ import torch as th
 _ISOLATION: dict[str, Any] = (
     dict(isolate_recompiles=True) if "isolate_recompiles" in inspect.signature(th.compile).parameters else {}
 )
+
+
+def autocast(precision: str, device: th.device) -> th.autocast:
+    """
+    Run networks in bfloat16 where the precision asks for it.
+
+    :param precision: the argument of ``FlowRL``
+    :param device: where the networks are
+    :return: the context in which the networks run: bfloat16 autocast, or none
+    """
+    return th.autocast(device.type, dtype=th.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
+    """
+    Set how float32 matrix products run. PyTorch has one setting for the whole process; it is put back at the end.
+
+    :param precision: "float32_fast" lets them go through oneDNN on a CPU (which may round factors to bfloat16 where the
+        processor has AMX), and use TF32 on CUDA. The others leave the setting as it is
+    :param device: where the networks are
+    """
+    if precision != "float32_fast":
+        yield  # without a look at the setting, which fails where the user has set it through PyTorch's newer interface
+        return
+    before = th.get_float32_matmul_precision()
+    th.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
+    try:
+        yield
+    finally:
+        th.set_float32_matmul_precision(before)
 
 
 class MaybeCompiled:

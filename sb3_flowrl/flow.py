@@ -42,8 +42,9 @@ def draw_noise(batch_size: int, action_dim: int, device: th.device) -> FlowNoise
     :param device: where the tensors live
     :return: the random numbers, not yet truncated (see :func:`truncate_noise`)
     """
-    path, next_action, action = th.randn(3, batch_size, action_dim, device=device).unbind()
-    return FlowNoise(path, next_action, action, time=th.rand(batch_size, 1, device=device))
+    # The dtype is that of the networks, whatever the user has made PyTorch's default
+    path, next_action, action = th.randn(3, batch_size, action_dim, device=device, dtype=th.float32).unbind()
+    return FlowNoise(path, next_action, action, time=th.rand(batch_size, 1, device=device, dtype=th.float32))
 
 
 def truncate_noise(noise: th.Tensor, noise_clip: float | None) -> th.Tensor:

@@ -34,13 +34,12 @@ from sb3_flowrl.arguments import (
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.checkpoint import find_checkpoint
-from sb3_flowrl.compilation import MaybeCompiled
-from sb3_flowrl.flow import FlowNoise, draw_noise
+from sb3_flowrl.execution import MaybeCompiled, matmul_precision
+from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_flowrl.replay import Batch, sample_batches
-from sb3_flowrl.step import step
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 
@@ -272,8 +271,8 @@ class FlowRL(OffPolicyAlgorithm):
         self._create_aliases()
         self._setup_spread_coef()
         self._cuda_graphs = self.device.type == "cuda"
-        self._compilable_value_gradients = MaybeCompiled(update.value_gradients, self._cuda_graphs)
-        self._compilable_actor_gradients = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
+        self._differentiate_values = MaybeCompiled(update.value_gradients, self._cuda_graphs)
+        self._differentiate_actor = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
         # Running mean and running var
         self._batch_norm_stats = [
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
@@ -316,53 +315,65 @@ class FlowRL(OffPolicyAlgorithm):
 
         :param gradient_steps: number of updates
         :param batch_size: samples in each update
-        :raises ValueError: if a sample or a loss is not finite; no network takes a step from it
+        :raises ValueError: if a sample, a loss or a gradient is not finite; no network takes a step from it
         """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         # Update learning rate according to lr schedule
-        value_optimizers = [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
-        spread_optimizers = [] if self.spread_coef_optimizer is None else [self.spread_coef_optimizer]
-        self._update_learning_rate([self.actor.optimizer, *value_optimizers, *spread_optimizers])
+        self._update_learning_rate(self._optimizers())
         checks.check_learning_rate(self.actor.optimizer.param_groups[0]["lr"], self._current_progress_remaining)
 
-        value_logs: list[th.Tensor] = []
-        actor_logs: list[th.Tensor] = []
-        n_updates_before = self._n_updates
-        has_diverged = th.zeros((), device=self.device)  # looked at when all updates are done
-        with update.matmul_precision(self.precision, self.device):
-            for batch in self._sample_batches(gradient_steps, batch_size):
-                if self._cuda_graphs:
-                    th.compiler.cudagraph_mark_step_begin()
-                noise = self._draw_noise(batch_size)
+        logs: list[update.Terms] = []
+        diverged = th.zeros((), device=self.device, dtype=th.float32)  # looked at when all updates are done
+        with matmul_precision(self.precision, self.device):
+            for batch in self._sample_batches(gradient_steps, batch_size):  # Line 6
                 # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
                 steps_actor = self._n_updates % self.policy_delay == 0
-                features = self._actor_features(batch) if steps_actor or self.policy.share_features_extractor else None
-
-                # The three losses read only values from before this update: one backward pass serves them all
-                leaves, found, q_behavior = self._value_gradients(batch, noise, features)
-                value_logs.append(found.logs.clone())
-                has_diverged = step(value_optimizers, leaves, found, has_diverged)
-
-                if steps_actor:
-                    assert features is not None  # for mypy
-                    leaves, found = self._actor_gradients(batch, noise, features, q_behavior)
-                    actor_logs.append(found.logs.clone())
-                    has_diverged = step([self.actor.optimizer], leaves, found, has_diverged)
-                    has_diverged = self._step_spread_coef(found, has_diverged)
-                    self._update_targets(self.tau * (1.0 - has_diverged))
-
+                logs.append(self._gradient_step(batch, steps_actor, diverged))  # Lines 7 to 10
                 self._n_updates += 1
 
-        self._record(value_logs, actor_logs, n_updates_before)
+        self._record(logs, diverged)
 
-    def _step_spread_coef(self, found: update.Gradients, has_diverged: th.Tensor) -> th.Tensor:
-        """Dual ascent on the constraint that the policy's actions keep their spread, where its coefficient is learned."""
-        if self.spread_coef_optimizer is None:
-            return has_diverged
-        assert self.log_spread_coef is not None  # for mypy
-        gradient = losses.spread_coef_gradient(found.logs[-1], self.target_spread).reshape(1)
-        return step([self.spread_coef_optimizer], [self.log_spread_coef], found._replace(gradients=(gradient,)), has_diverged)
+    def _gradient_step(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
+        """
+        Take one gradient step (paper, Algorithm 1, lines 7 to 10), without reading a tensor on the host.
+
+        :param batch: replay samples
+        :param steps_actor: whether the actor and the targets take their step
+        :param diverged: 1 if an earlier loss has exploded, else 0, a scalar; updated in place
+        :return: what to log
+        """
+        compiled, settings = self._compiles_now(), self.settings
+        noise = draw_noise(len(batch.actions), self.actor.action_dim, self.device)
+
+        # Lines 7 and 8: Q_π, Q_β* and V_β*. They read only values from before this step: one backward pass serves them all
+        optimizers = self._value_optimizers()
+        parameters = update.trained_parameters(optimizers)
+        found, q_behavior = self._differentiate_values(self.policy, settings, batch, noise, parameters, compiled=compiled)
+        update.descend(optimizers, found, diverged)
+        if not steps_actor:
+            return found.terms
+
+        # Line 9: the actor, and the coefficient of its spread
+        terms, optimizers = found.terms, [self.actor.optimizer]
+        parameters = update.trained_parameters(optimizers)
+        coef = self._current_spread_coef()
+        found = self._differentiate_actor(self.policy, settings, batch, noise, q_behavior, coef, parameters, compiled=compiled)
+        update.descend(optimizers, found, diverged)
+        if self.spread_coef_optimizer is not None:
+            gradient = losses.spread_coef_gradient(found.terms["log_spread"], self.target_spread)
+            update.descend([self.spread_coef_optimizer], found._replace(gradients=[gradient.reshape(1)]), diverged)
+
+        # Line 10: the targets
+        self._update_targets(self.tau * (1.0 - diverged))
+        return terms | found.terms
+
+    def _value_optimizers(self) -> list[th.optim.Optimizer]:
+        return [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        networks = [self.actor.optimizer, *self._value_optimizers()]
+        return networks if self.spread_coef_optimizer is None else [*networks, self.spread_coef_optimizer]
 
     def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[Batch]:
         assert self.replay_buffer is not None  # for mypy
@@ -370,52 +381,15 @@ class FlowRL(OffPolicyAlgorithm):
             self.replay_buffer,
             gradient_steps,
             batch_size,
+            self.gamma,
             self._vec_normalize_env,
             self.device,
             lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
         )
 
-    def _draw_noise(self, batch_size: int) -> FlowNoise:
-        return draw_noise(batch_size, self.actor.action_dim, self.device)
-
-    def _actor_features(self, batch: Batch) -> th.Tensor:
-        """
-        One pass through the actor's extractor, for the actor and for all that share it.
-
-        :param batch: replay samples
-        :return: the actor's features of the states, ``(B, features_dim)``
-        """
-        with update.autocast(self.precision, self.device):
-            return self.actor.features(batch.observations)
-
-    def _value_gradients(
-        self, batch: Batch, noise: FlowNoise, actor_features: th.Tensor | None
-    ) -> tuple[list[th.Tensor], update.Gradients, th.Tensor]:
-        """See ``update.value_gradients``, which is given what the networks see of the observations; with its leaves."""
-        with update.autocast(self.precision, self.device):
-            features = self.policy.value_features(batch.observations, batch.next_observations, actor_features)
-        networks, seen = self.policy.networks, update.Features(*map(update.as_leaf, features))
-        arguments = (networks, self._settings(), self._transitions(batch), noise, seen)
-        found, q_behavior = self._compilable_value_gradients(*arguments, compiled=self._compiles_now())
-        return update.value_leaves(networks, features), found, q_behavior
-
-    def _actor_gradients(
-        self, batch: Batch, noise: FlowNoise, features: th.Tensor, q_behavior: th.Tensor
-    ) -> tuple[list[th.Tensor], update.Gradients]:
-        """See ``update.actor_gradients``, which is given what the critic sees of the observations; with its leaves."""
-        with update.autocast(self.precision, self.device):
-            critic_features = self.policy.critic_features(batch.observations, features)
-        networks, seen = self.policy.networks, (update.as_leaf(features), critic_features, q_behavior)
-        arguments = (networks, self._settings(), self._transitions(batch), noise, *seen, self._current_spread_coef())
-        found = self._compilable_actor_gradients(*arguments, compiled=self._compiles_now())
-        return update.actor_leaves(networks, features), found
-
-    def _transitions(self, batch: Batch) -> update.Transitions:
-        # For n-step replay, discount factor is gamma**n_steps (when no early termination)
-        discounts = batch.discounts if batch.discounts is not None else th.full_like(batch.rewards, self.gamma)
-        return update.Transitions(batch.actions, batch.rewards, batch.dones, discounts)
-
-    def _settings(self) -> update.Settings:
+    @property
+    def settings(self) -> update.Settings:
+        """:return: the constants of the update's equations, as the arguments are now"""
         guidance = GUIDANCES[self.guidance] if isinstance(self.guidance, str) else self.guidance
         return update.Settings(self.expectile, self.w2_coef, guidance, self.per_sample, self.matching, self.precision)
 
@@ -431,25 +405,29 @@ class FlowRL(OffPolicyAlgorithm):
             # Copy running stats, see SB3's GH issue #996
             polyak_update(online_stats, target_stats, 1.0)
 
-    def _record(self, value_logs: list[th.Tensor], actor_logs: list[th.Tensor], n_updates_before: int) -> None:
+    def _record(self, logs: list[update.Terms], diverged: th.Tensor) -> None:
+        """
+        Log the means of what the updates of one ``train()`` call return.
+
+        :param logs: by update
+        :param diverged: 1 if a loss or a gradient has exploded, else 0, a scalar
+        :raises ValueError: if one has
+        """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if not value_logs:
+        if not logs:
             return
-        # One transfer from the device for all of them
         spread_coef = self._current_spread_coef()
-        flat = th.cat([*([] if spread_coef is None else [spread_coef.reshape(1)]), *value_logs, *actor_logs]).tolist()
-        if spread_coef is not None:
-            self.logger.record("train/spread_coef", flat.pop(0))
-        n_value_logs = len(value_logs) * len(update.VALUE_LOGS)
-        columns = {name: flat[index : n_value_logs : len(update.VALUE_LOGS)] for index, name in enumerate(update.VALUE_LOGS)}
-        if actor_logs:
-            names = update.ACTOR_LOGS if spread_coef is None else (*update.ACTOR_LOGS, update.SPREAD_LOG)
-            columns.update({name: flat[n_value_logs + index :: len(names)] for index, name in enumerate(names)})
-        checks.check_finite_losses(
-            {name: values for name, values in columns.items() if name.endswith("_loss")}, n_updates_before, self.num_timesteps
-        )
-        for name, values in columns.items():
-            self.logger.record(f"train/{name}", sum(values) / len(values))
+        named = [(name, term) for terms in logs for name, term in terms.items()]
+        named += [] if spread_coef is None else [("spread_coef", spread_coef)]
+        # One transfer from the device for all of them
+        has_diverged, *values = th.stack([diverged, *(term for _, term in named)]).tolist()
+        columns: dict[str, list[float]] = {}
+        for (name, _), value in zip(named, values, strict=True):
+            columns.setdefault(name, []).append(value)
+        updates = range(self._n_updates - len(logs), self._n_updates)
+        checks.check_not_diverged(columns, has_diverged > 0, updates, self.num_timesteps)
+        for name, column in columns.items():
+            self.logger.record(f"train/{name}", sum(column) / len(column))
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -621,7 +599,7 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
-        own = ["_batch_norm_stats", "_generators_before_step", "_compilable_value_gradients", "_compilable_actor_gradients"]
+        own = ["_batch_norm_stats", "_generators_before_step", "_differentiate_values", "_differentiate_actor"]
         return [*super()._excluded_save_params(), *aliases, *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -59,7 +59,7 @@ def expectile_loss(errors: th.Tensor, expectile: float) -> th.Tensor:
     :param expectile: τ in (0, 1); 0.5 gives half the mean squared error, 1 would give the maximum
     :return: mean(abs(τ - 1{u < 0}) · u²), a scalar
     """
-    weights = th.where(errors < 0, 1.0 - expectile, expectile)
+    weights = th.where(errors < 0, 1.0 - expectile, expectile).to(errors.dtype)
     return (weights * errors.square()).mean()
 
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
 from sb3_flowrl.old_models import stack_state_dict
 from sb3_flowrl.stacked import StackedMLP
@@ -78,8 +79,10 @@ class BoundedActionPolicy(BasePolicy):
 
         :param scaled_action: action(s) in [-1, 1], ``(*action_shape)`` or ``(n, *action_shape)``
         :return: action(s) of the same shape, inside the bounds (``low + (high - low)`` may round to more than ``high``)
+        :raises ValueError: if an action is not finite
         """
         assert isinstance(self.action_space, spaces.Box)  # for mypy
+        check_finite_actions(scaled_action, self)
         return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
 
 
@@ -185,10 +188,22 @@ class FlowActor(BoundedActionPolicy):
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
+        Extract what the velocity field is conditioned on.
+
         :param obs: observations, ``(B, *obs_shape)``
-        :return: what the velocity field is conditioned on, ``(B, features_dim)``
+        :return: features, ``(B, features_dim)``
         """
         return self.extract_features(obs, self.features_extractor)
+
+    def act(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        Carry noise along the flow to an action for each observation.
+
+        :param obs: observations, ``(B, *obs_shape)``
+        :param noise: as for :meth:`flow`
+        :return: actions in [-1, 1], ``(B, A)``
+        """
+        return self.flow(self.features(obs), noise)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -199,9 +214,8 @@ class FlowActor(BoundedActionPolicy):
         :return: actions in [-1, 1], ``(B, A)``
         """
         features = self.features(obs)
-        shape = (features.shape[0], self.action_dim)
-        noise = features.new_zeros(shape) if deterministic else th.randn(shape, device=features.device)
-        return self.flow(features, noise)
+        draw = th.zeros if deterministic else th.randn
+        return self.flow(features, draw(len(features), self.action_dim, device=features.device, dtype=th.float32))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
@@ -285,37 +299,46 @@ class FlowCritic(_ValueModel):
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
+        Estimate the values of actions, as SB3's critics return them.
+
         :param obs: observations, ``(B, *obs_shape)``
         :param actions: actions in [-1, 1], ``(B, A)``
         :return: one ``(B, 1)`` tensor of values for each critic network, in float32
         """
-        return tuple(self.values(self.features(obs), actions))
+        return tuple(self.q(obs, actions))
 
-    def values(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def q(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
-        :param features: features of the observations, ``(B, features_dim)``
+        Estimate the values of actions.
+
+        :param obs: observations, ``(B, *obs_shape)``
         :param actions: actions in [-1, 1], ``(B, A)``
         :return: values of each critic network, ``(n_critics, B, 1)``, in float32
         """
-        # the replay buffer may hold half-precision actions
-        return self.networks(th.cat([features, actions.float()], dim=1))
+        return self.networks(self._inputs(obs, actions))
 
-    def joint_values(
-        self, features: th.Tensor, actions: th.Tensor, next_features: th.Tensor, next_actions: th.Tensor
+    def joint_q(
+        self, obs: PyTorchObs, actions: th.Tensor, next_obs: PyTorchObs, next_actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        The values in two states, in one pass, where batch normalisation takes the moments of both together (CrossQ).
+        Estimate the values in two states in one pass: batch normalization takes the moments of both together
+        (Bhatt et al., "CrossQ", ICLR 2024).
 
-        :param features: features of the states, ``(B, features_dim)``
+        :param obs: observations, ``(B, *obs_shape)``
         :param actions: actions there, in [-1, 1], ``(B, A)``
-        :param next_features: features of the next states, ``(B, features_dim)``
+        :param next_obs: the next observations, ``(B, *obs_shape)``; their features have no gradient
         :param next_actions: actions there, ``(B, A)``
         :return: both states' values of each critic network, ``(n_critics, B, 1)`` each, in float32
         """
-        here = th.cat([features, actions.float()], dim=1)
-        joint = self.networks(th.cat([here, th.cat([next_features, next_actions], dim=1)]), by_batch=True)
-        values, next_values = joint.chunk(2, dim=1)
-        return values, next_values
+        with th.no_grad():
+            there = self._inputs(next_obs, next_actions)
+        joint = self.networks(th.cat([self._inputs(obs, actions), there]), by_batch=True)
+        q, next_q = joint.chunk(2, dim=1)
+        return q, next_q
+
+    def _inputs(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        # The replay buffer may hold half-precision actions
+        return th.cat([self.features(obs), actions.float()], dim=1)
 
 
 class FlowValue(_ValueModel):
@@ -327,14 +350,9 @@ class FlowValue(_ValueModel):
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """
+        Estimate the values of states.
+
         :param obs: observations, ``(B, *obs_shape)``
         :return: values, ``(B, 1)``, in float32
         """
-        return self.values(self.features(obs))
-
-    def values(self, features: th.Tensor) -> th.Tensor:
-        """
-        :param features: features of the observations, ``(B, features_dim)``
-        :return: values, ``(B, 1)``, in float32
-        """
-        return self.networks(features)[0]
+        return self.networks(self.features(obs))[0]

@@ -25,7 +25,6 @@ from sb3_flowrl.checks import UnsupportedObservationSpaceError
 from sb3_flowrl.defaults import FORMER, policy_defaults, use
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.old_models import stack_optimizer_state
-from sb3_flowrl.update import Features, Networks
 
 SelfFlowActorCriticPolicy = TypeVar("SelfFlowActorCriticPolicy", bound="FlowActorCriticPolicy")
 
@@ -63,8 +62,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         Default: for Adam and AdamW ``dict(betas=(0.5, 0.999), fused=True)``, CrossQ's momentum, and the step in one kernel
     :param n_critics: Number of networks in each critic.
     :param share_features_extractor: Whether to share or not the features extractor
-        between the actor, the critics and V_β* (this saves computation time). A shared one is learned from the actor's
-        loss only, as SB3's SAC does; the targets keep their own
+        between the actor, the critics and V_β* (this saves memory, and the gradients of the others). A shared one is
+        learned from the actor's loss only, as SB3's SAC does; the targets keep their own
     :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
     :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
@@ -245,64 +244,6 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.actor(observation, deterministic)
-
-    @property
-    def networks(self) -> Networks:
-        """:return: the networks that an update needs"""
-        return Networks(
-            self.actor,
-            self.critic,
-            self.critic_target,
-            self.behavior_critic,
-            self.behavior_critic_target,
-            self.behavior_value,
-        )
-
-    def value_features(self, obs: PyTorchObs, next_obs: PyTorchObs, actor_features: th.Tensor | None) -> Features:
-        """
-        What the value functions and their targets see, with gradients for the features extractors that they train.
-
-        :param obs: observations of s, ``(B, *obs_shape)``
-        :param next_obs: observations of s', ``(B, *obs_shape)``
-        :param actor_features: the actor's features of s, ``(B, features_dim)``; where the extractor isn't shared ``None`` will
-            do
-        :return: the features
-        """
-        if self._has_one_view():
-            features = self.actor.features(obs) if actor_features is None else actor_features
-            next_features = self.actor.features(next_obs)
-            return Features(features, features, features, features, next_features, next_features, next_features)
-        with th.no_grad():
-            best_features = self.behavior_critic_target.features(obs)
-            next_actor = self.actor.features(next_obs)
-            bootstrap = self.critic if self.critic_target is None else self.critic_target
-            next_critic = next_actor if bootstrap.share_features_extractor else bootstrap.features(next_obs)
-            next_value = next_actor if self.share_features_extractor else self.behavior_value.features(next_obs)
-        if self.share_features_extractor:
-            assert actor_features is not None  # for mypy
-            shared = actor_features.detach()
-            return Features(shared, shared, shared, best_features, next_actor, next_critic, next_value)
-        critic, behavior_critic = self.critic.features(obs), self.behavior_critic.features(obs)
-        behavior_value = self.behavior_value.features(obs)
-        return Features(critic, behavior_critic, behavior_value, best_features, next_actor, next_critic, next_value)
-
-    def critic_features(self, obs: PyTorchObs, actor_features: th.Tensor) -> th.Tensor:
-        """
-        What Q_π sees in the actor's loss, whose gradient the critic's extractor has no part in.
-
-        :param obs: observations of s, ``(B, *obs_shape)``
-        :param actor_features: the actor's features of s, ``(B, features_dim)``
-        :return: the features of Q_π, ``(B, features_dim)``, without gradient
-        """
-        if self._has_one_view() or self.share_features_extractor:
-            return actor_features.detach()
-        with th.no_grad():
-            return self.critic.features(obs)
-
-    def _has_one_view(self) -> bool:
-        """Whether all networks see the same, as their features extractors only join the parts of an observation."""
-        extractor = self.actor.features_extractor
-        return type(extractor) in (FlattenExtractor, CombinedExtractor) and not extractor.state_dict()
 
     def set_training_mode(self, mode: bool) -> None:
         """

@@ -1,54 +1,30 @@
 """
-The two halves of FlowRL's update as pure functions of tensors and networks (paper, Algorithm 1, lines 7 to 9).
+FlowRL's update as pure functions of networks and tensors (paper, Algorithm 1, lines 7 to 10).
 
-They draw nothing, look at no value and change nothing (but the running moments of a critic that is normalised by batch), so
-that the same source runs eagerly, under ``torch.compile`` and in CUDA graphs. They return gradients, and do not leave them to
-a ``backward()`` outside, as what is compiled is faster as one graph: forward and backward pass share what they compute. The
-steps of the optimisers and the Polyak averages are :class:`~sb3_flowrl.flowrl.FlowRL`'s.
+The two loss functions are the paper's: :func:`value_loss` for Q_π, Q_β* and V_β*, :func:`actor_loss` for the flow. They draw
+no random numbers, read no tensor on the host and change nothing except the running moments of a batch-normalized critic.
+So the same source runs eagerly, under ``torch.compile`` and in CUDA graphs. ``FlowRL.train`` puts them together.
+
+B is the batch size and A the number of action dimensions.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch as th
 from torch import nn
 
 from sb3_flowrl import losses
+from sb3_flowrl.execution import autocast
 from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, straight_path, truncate_noise
 from sb3_flowrl.guidance import Guidance
-from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
+from sb3_flowrl.replay import Batch
 
-#: What ``precision`` may be.
-PRECISIONS = ("float32", "float32_fast", "bfloat16")
+if TYPE_CHECKING:
+    from sb3_flowrl.policies import FlowActorCriticPolicy
 
-#: The names in the log of what :func:`value_losses` returns.
-VALUE_LOGS = ("critic_loss", "behavior_critic_loss", "value_loss")
-#: The names in the log of what :func:`actor_loss` returns.
-ACTOR_LOGS = (
-    "actor_loss",
-    "flow_matching_loss",
-    "weighted_flow_matching_loss",
-    "guidance_weight",
-    "guidance_active",
-    "q_policy",
-    "q_behavior",
-)
-#: What comes after them where the spread of actions is part of the loss.
-SPREAD_LOG = "log_spread"
-
-
-class Networks(NamedTuple):
-    """
-    The policy's networks. A batch-normalised Q_π has no target: its values of s and s' have to come from one pass.
-    """
-
-    actor: FlowActor
-    critic: FlowCritic
-    critic_target: FlowCritic | None
-    behavior_critic: FlowCritic
-    behavior_critic_target: FlowCritic
-    behavior_value: FlowValue
+#: Scalars to log, by name.
+Terms = dict[str, th.Tensor]
 
 
 class Settings(NamedTuple):
@@ -64,305 +40,117 @@ class Settings(NamedTuple):
     precision: str
 
 
-class Transitions(NamedTuple):
-    """
-    What a replay sample holds besides its observations.
-
-    :ivar actions: scaled to [-1, 1], ``(B, A)``
-    :ivar rewards: ``(B, 1)``
-    :ivar dones: ``(B, 1)``, 1 where the episode terminated
-    :ivar discounts: γ, or γ^n with n of each sample, ``(B, 1)``
-    """
-
-    actions: th.Tensor
-    rewards: th.Tensor
-    dones: th.Tensor
-    discounts: th.Tensor
-
-
 class Gradients(NamedTuple):
     """
-    What one half of the update wants of its networks.
+    The gradients of a loss.
 
-    :ivar gradients: one for each of the leaves, see :func:`value_leaves` and :func:`actor_leaves`, of their shapes
-    :ivar has_diverged: 1 where what they are the gradients of is not finite, else 0, a scalar
-    :ivar logs: what is logged, in the order of :data:`VALUE_LOGS` or :data:`ACTOR_LOGS`, ``(3,)`` or ``(7,)``
+    :ivar gradients: one for each parameter, of its shape; ``None`` for a parameter that has no part in the loss
+    :ivar exploded: 1 if the loss or one of the gradients is not finite, else 0, a scalar
+    :ivar terms: the loss and its parts, by name, without gradient
     """
 
-    gradients: tuple[th.Tensor, ...]
-    has_diverged: th.Tensor
-    logs: th.Tensor
+    gradients: Sequence[th.Tensor | None]
+    exploded: th.Tensor
+    terms: Terms
 
 
-class Features(NamedTuple):
+def value_loss(
+    policy: "FlowActorCriticPolicy", settings: Settings, batch: Batch, noise: FlowNoise
+) -> tuple[th.Tensor, Terms, th.Tensor]:
     """
-    What each network sees of the states s and s', ``(B, features_dim)`` each. Where the features extractors are equal and
-    have nothing to learn, as for vectors, all are one tensor. Where Q_π has no target, ``next_critic_target`` is its own view.
-    """
+    Compute the losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
 
-    critic: th.Tensor
-    behavior_critic: th.Tensor
-    behavior_value: th.Tensor
-    behavior_critic_target: th.Tensor
-    next_actor: th.Tensor
-    next_critic_target: th.Tensor
-    next_behavior_value: th.Tensor
+    They read only values from before this update, so that one backward pass through their sum serves all three.
 
-
-def autocast(precision: str, device: th.device) -> th.autocast:
-    """
-    :param precision: one of :data:`PRECISIONS`
-    :param device: where the networks are
-    :return: the context in which the networks run: bfloat16 autocast, or none
-    """
-    return th.autocast(device.type, dtype=th.bfloat16, enabled=precision == "bfloat16")
-
-
-@contextmanager
-def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
-    """
-    The setting of PyTorch's for the whole process under which float32 matrix products run, put back at the end.
-
-    :param precision: one of :data:`PRECISIONS`. "float32_fast" lets them go through oneDNN on a CPU (which may round factors
-        to bfloat16 where the processor has AMX), and take TF32 on CUDA. The others leave the setting as it is
-    :param device: where the networks are
-    """
-    if precision != "float32_fast":
-        yield  # without a look at the setting, which fails where the user has set it through PyTorch's newer interface
-        return
-    before = th.get_float32_matmul_precision()
-    th.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
-    try:
-        yield
-    finally:
-        th.set_float32_matmul_precision(before)
-
-
-def as_leaf(features: th.Tensor) -> th.Tensor:
-    """
-    :param features: features of states
-    :return: the same features, without what lies before them in the graph of an extractor that learns: the extractor gets its
-        gradients afterwards, see ``step.hand_out``
-    """
-    return features.detach().requires_grad_() if features.requires_grad else features
-
-
-def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """
-    :param model: one of the policy's networks
-    :return: its parameters but those that are frozen, and those of its features extractor, which it reaches by way of the
-        features
-    """
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.startswith("features_extractor.")
-    ]
-
-
-def gradients_of(loss: th.Tensor, leaves: Sequence[th.Tensor], logs: th.Tensor) -> Gradients:
-    """
-    :param loss: a scalar
-    :param leaves: what to derive it by
-    :param logs: what is logged of it
-    :return: the gradients, each laid out in memory as its leaf: fused optimisers on CUDA demand that, ``backward()`` sees to
-        it by itself, and ``autograd.grad`` does not
-    """
-    pairs = zip(th.autograd.grad(loss, leaves), leaves, strict=True)
-    laid_out = (each if each.stride() == leaf.stride() else th.empty_like(leaf).copy_(each) for each, leaf in pairs)
-    return Gradients(tuple(laid_out), (~loss.detach().isfinite()).float(), logs)
-
-
-def value_leaves(networks: Networks, features: Features) -> list[th.Tensor]:
-    """
-    :param networks: the policy's networks
-    :param features: what they see of the states
-    :return: the parameters that the value losses train, and the features through which they train features extractors
-    """
-    models = (networks.critic, networks.behavior_critic, networks.behavior_value)
-    parameters = [parameter for model in models for parameter in trained_parameters(model)]
-    return [*parameters, *(each for each in features if each.requires_grad)]
-
-
-def value_gradients(
-    networks: Networks, settings: Settings, batch: Transitions, noise: FlowNoise, features: Features
-) -> tuple[Gradients, th.Tensor]:
-    """
-    The gradients of :func:`value_losses`, whose arguments these are.
-
-    :return: the gradients, in the order of :func:`value_leaves`, and the clipped Q_β*(s, a), ``(B, 1)``
-    """
-    loss, logs, q_behavior = value_losses(networks, settings, batch, noise, features)
-    return gradients_of(loss, value_leaves(networks, features), logs), q_behavior
-
-
-def value_losses(
-    networks: Networks, settings: Settings, batch: Transitions, noise: FlowNoise, features: Features
-) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """
-    The losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
-
-    They read only values from before this update, so that one backward pass through their sum serves them all.
-
-    :param networks: the policy's networks
+    :param policy: the networks
     :param settings: the constants of the equations
     :param batch: replay samples
-    :param noise: the update's random numbers
-    :param features: what the networks see of the states
-    :return: the sum of the losses, the losses in the order of :data:`VALUE_LOGS`, ``(3,)``, and the clipped Q_β*(s, a),
-        ``(B, 1)``, the last two without gradient
+    :param noise: the random numbers of the update
+    :return: the sum of the losses, the losses by name, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
     """
-    with autocast(settings.precision, batch.actions.device):
-        q_values, next_q_values = policy_values(networks, batch, noise, features)
-        q_targets, behavior_q_targets, v_targets = value_targets(networks, batch, features, next_q_values)
-        behavior_q_values = networks.behavior_critic.values(features.behavior_critic, batch.actions)
-        v_values = networks.behavior_value.values(features.behavior_value)
-    each = th.stack(
-        [
-            losses.critic_loss(q_values, q_targets),
-            losses.critic_loss(behavior_q_values, behavior_q_targets),
-            losses.expectile_loss(v_targets - v_values, settings.expectile),
-        ]
+    obs, actions, next_obs, discounts = batch.observations, batch.actions, batch.next_observations, batch.discounts
+    assert discounts is not None  # `sample_batches` fills them in
+    with autocast(settings.precision, actions.device):
+        with th.no_grad():
+            next_actions = policy.actor.act(next_obs, noise.next_action)
+            next_v = policy.behavior_value(next_obs)
+            best_q = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
+        if policy.critic_target is None:  # normalized by batch: both states in one pass, as in CrossQ
+            q, next_q = policy.critic.joint_q(obs, actions, next_obs, next_actions)
+        else:
+            with th.no_grad():
+                next_q = policy.critic_target.q(next_obs, next_actions)
+            q = policy.critic.q(obs, actions)
+        q_behavior, v = policy.behavior_critic.q(obs, actions), policy.behavior_value(obs)
+
+    q_target, q_behavior_target = (
+        losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_value)
+        for next_value in (losses.clipped_min(next_q.detach()), next_v)
     )
-    return each.sum(), each.detach(), losses.clipped_min(behavior_q_values).detach()
-
-
-def policy_values(networks: Networks, batch: Transitions, noise: FlowNoise, features: Features) -> tuple[th.Tensor, th.Tensor]:
-    """
-    Q_π where it is trained, and where it bootstraps from: of its target network or, where it is normalised by batch, of its
-    own, in one pass through both (Bhatt et al., "CrossQ", ICLR 2024), so that both are normalised by the moments of both.
-
-    :param networks: the policy's networks
-    :param batch: replay samples
-    :param noise: the update's random numbers
-    :param features: what the networks see of the states
-    :return: Q_π(s, a), and Q_π(s', a') at the policy's action, without gradient, each ``(n_critics, B, 1)``
-    """
-    with th.no_grad():
-        next_actions = networks.actor.flow(features.next_actor, noise.next_action)
-        if networks.critic_target is not None:
-            next_q_values = networks.critic_target.values(features.next_critic_target, next_actions)
-    if networks.critic_target is None:
-        joined = (features.critic, batch.actions, features.next_critic_target, next_actions)
-        q_values, next_q_values = networks.critic.joint_values(*joined)
-        return q_values, next_q_values.detach()
-    return networks.critic.values(features.critic, batch.actions), next_q_values
-
-
-@th.no_grad()
-def value_targets(
-    networks: Networks, batch: Transitions, features: Features, next_q_values: th.Tensor
-) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """
-    What the three value functions are regressed onto (paper, Eqs. 3, 19 and 18).
-
-    :param networks: the policy's networks
-    :param batch: replay samples
-    :param features: what the networks see of the states
-    :param next_q_values: Q_π(s', a') of each network, see :func:`policy_values`, ``(n_critics, B, 1)``
-    :return: the targets of Q_π, Q_β* and V_β*, each ``(B, 1)``, without gradient
-    """
-    next_q = losses.clipped_min(next_q_values)
-    next_v = networks.behavior_value.values(features.next_behavior_value)
-    best_q = losses.clipped_min(networks.behavior_critic_target.values(features.behavior_critic_target, batch.actions))
-    return (
-        losses.bootstrap_target(batch.rewards, batch.dones, batch.discounts, next_q),
-        losses.bootstrap_target(batch.rewards, batch.dones, batch.discounts, next_v),
-        best_q,
-    )
-
-
-def actor_leaves(networks: Networks, actor_features: th.Tensor) -> list[th.Tensor]:
-    """
-    :param networks: the policy's networks
-    :param actor_features: the actor's features of the states
-    :return: the parameters that the actor's loss trains, and the features through which it trains a features extractor
-    """
-    return [*trained_parameters(networks.actor), *([actor_features] if actor_features.requires_grad else [])]
-
-
-def actor_gradients(
-    networks: Networks,
-    settings: Settings,
-    batch: Transitions,
-    noise: FlowNoise,
-    actor_features: th.Tensor,
-    critic_features: th.Tensor,
-    q_behavior: th.Tensor,
-    spread_coef: th.Tensor | None = None,
-) -> Gradients:
-    """
-    The gradients of :func:`actor_loss`, whose arguments these are. None is computed for the critic's parameters.
-
-    :return: the gradients, in the order of :func:`actor_leaves`
-    """
-    loss, logs = actor_loss(networks, settings, batch, noise, actor_features, critic_features, q_behavior, spread_coef)
-    return gradients_of(loss, actor_leaves(networks, actor_features), logs)
+    terms = {
+        "critic_loss": losses.critic_loss(q, q_target),
+        "behavior_critic_loss": losses.critic_loss(q_behavior, q_behavior_target),
+        "value_loss": losses.expectile_loss(best_q - v, settings.expectile),
+    }
+    return th.stack(list(terms.values())).sum(), terms, losses.clipped_min(q_behavior).detach()
 
 
 def actor_loss(
-    networks: Networks,
+    policy: "FlowActorCriticPolicy",
     settings: Settings,
-    batch: Transitions,
+    batch: Batch,
     noise: FlowNoise,
-    actor_features: th.Tensor,
-    critic_features: th.Tensor,
     q_behavior: th.Tensor,
     spread_coef: th.Tensor | None = None,
-) -> tuple[th.Tensor, th.Tensor]:
+) -> tuple[th.Tensor, Terms]:
     """
-    The actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9), and the term that keeps its actions apart.
+    Compute the actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9), and the term that keeps its actions apart.
 
-    :param networks: the policy's networks
+    :param policy: the networks
     :param settings: the constants of the equations
     :param batch: replay samples
-    :param noise: the update's random numbers
-    :param actor_features: the actor's features of the states, ``(B, features_dim)``
-    :param critic_features: those of Q_π, ``(B, features_dim)``, without gradient
+    :param noise: the random numbers of the update
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
     :param spread_coef: α, a scalar without gradient; ``None`` leaves the spread of actions out
-    :return: the loss, and what is logged in the order of :data:`ACTOR_LOGS`, ``(7,)``, without gradient; with
-        :data:`SPREAD_LOG` after it, ``(8,)``, unless that is left out
+    :return: the loss, and its parts by name
     """
+    actor = policy.actor
     with autocast(settings.precision, batch.actions.device):
-        actions = networks.actor.flow(actor_features, noise.action)
-        q_policy = losses.clipped_min(networks.critic.values(critic_features, actions))
-
+        features = actor.features(batch.observations)
+        actions = actor.flow(features, noise.action)
+        q_policy = losses.clipped_min(policy.critic.q(batch.observations, actions))
         end_points = MATCHING_SPACES[settings.matching](batch.actions)
-        base_points = truncate_noise(noise.path, networks.actor.noise_clip)
-        points, path_velocities = straight_path(base_points, end_points, noise.time)
-        velocities = networks.actor.velocity(noise.time, actor_features, points)
-        # The paths' base samples are as good as others: independent of those of the actions
-        others = None if spread_coef is None else networks.actor.flow(actor_features, noise.path)
-    errors = losses.flow_matching_error(velocities, path_velocities)
+        points, path_velocities = straight_path(truncate_noise(noise.path, actor.noise_clip), end_points, noise.time)
+        velocities = actor.velocity(noise.time, features, points)
+        others = None if spread_coef is None else actor.flow(features, noise.path)  # independent of `actions`
 
+    errors = losses.flow_matching_error(velocities, path_velocities)
     weights = guidance_weights(settings, q_behavior, q_policy.detach())
     constraint = losses.weighted_flow_matching_loss(errors, weights, settings.per_sample)
     loss = losses.actor_loss(q_policy, constraint)
-    logs = [
-        loss,
-        errors.mean(),
-        constraint,
-        weights.mean(),
-        (q_behavior > q_policy).float().mean(),
-        q_policy.mean(),
-        q_behavior.mean(),
-    ]
-    if spread_coef is not None:
-        assert others is not None  # for mypy
-        mean_log_spread = losses.log_spread(actions, others).mean()
-        loss = loss - spread_coef * mean_log_spread
-        logs = [loss, *logs[1:], mean_log_spread]
-    return loss, th.stack([value.detach() for value in logs])
+    terms = {
+        "flow_matching_loss": errors.mean(),
+        "weighted_flow_matching_loss": constraint,
+        "guidance_weight": weights.mean(),
+        "guidance_active": (q_behavior > q_policy).float().mean(),
+        "q_policy": q_policy.mean(),
+        "q_behavior": q_behavior.mean(),
+    }
+    if spread_coef is not None and others is not None:
+        terms["log_spread"] = losses.log_spread(actions, others).mean()
+        loss = loss - spread_coef * terms["log_spread"]
+    return loss, {"actor_loss": loss, **terms}
 
 
 def guidance_weights(settings: Settings, q_behavior: th.Tensor, q_policy: th.Tensor) -> th.Tensor:
     """
+    Compute the weights of the buffer's actions (paper, Eq. 14), with the guidance that the user chose.
+
     :param settings: the constants of the equations
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``
     :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``
     :return: the weights λ·w, ``(B, 1)``, without gradient
-    :raises ValueError: if the guidance returned something of another shape
+    :raises ValueError: if the guidance returns something of another shape
     """
     weights = settings.guidance(q_behavior, q_policy, settings.w2_coef).detach()
     if weights.shape != q_policy.shape:
@@ -373,9 +161,104 @@ def guidance_weights(settings: Settings, q_behavior: th.Tensor, q_policy: th.Ten
     return weights
 
 
+def trained_parameters(optimizers: Iterable[th.optim.Optimizer]) -> list[nn.Parameter]:
+    """
+    List what optimizers train, without frozen parameters.
+
+    :param optimizers: the optimizers
+    :return: their parameters that require a gradient
+    """
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+
+
+def differentiate(loss: th.Tensor, terms: Terms, parameters: Sequence[th.Tensor]) -> Gradients:
+    """
+    Compute the gradients of a loss, for these parameters alone: a critic gets none from the actor's loss.
+
+    They are returned rather than left in ``.grad``, so that one compiled graph holds the forward and the backward pass. Each
+    has the memory layout of its parameter, as ``backward()`` would ensure and fused optimizers on CUDA require.
+
+    :param loss: a scalar
+    :param terms: what to log, by name
+    :param parameters: the parameters; none if all are frozen
+    :return: the gradients
+    """
+    gradients = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+    laid_out = [
+        gradient if gradient is None or gradient.stride() == parameter.stride() else th.empty_like(parameter).copy_(gradient)
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+    ]
+    # A sum is finite only if all of its terms are
+    sums = [loss.detach(), *(gradient.sum() for gradient in laid_out if gradient is not None)]
+    exploded = (~th.stack(sums).sum().isfinite()).float()
+    return Gradients(laid_out, exploded, {name: term.detach() for name, term in terms.items()})
+
+
+def value_gradients(
+    policy: "FlowActorCriticPolicy",
+    settings: Settings,
+    batch: Batch,
+    noise: FlowNoise,
+    parameters: Sequence[th.Tensor],
+) -> tuple[Gradients, th.Tensor]:
+    """
+    Differentiate :func:`value_loss`, whose other arguments these are.
+
+    :param parameters: the parameters of the value functions
+    :return: the gradients, and the clipped Q_β*(s, a), ``(B, 1)``
+    """
+    loss, terms, q_behavior = value_loss(policy, settings, batch, noise)
+    return differentiate(loss, terms, parameters), q_behavior
+
+
+def actor_gradients(
+    policy: "FlowActorCriticPolicy",
+    settings: Settings,
+    batch: Batch,
+    noise: FlowNoise,
+    q_behavior: th.Tensor,
+    spread_coef: th.Tensor | None,
+    parameters: Sequence[th.Tensor],
+) -> Gradients:
+    """
+    Differentiate :func:`actor_loss`, whose other arguments these are.
+
+    :param parameters: the parameters of the actor
+    :return: the gradients
+    """
+    loss, terms = actor_loss(policy, settings, batch, noise, q_behavior, spread_coef)
+    return differentiate(loss, terms, parameters)
+
+
+def descend(optimizers: Sequence[th.optim.Optimizer], found: Gradients, diverged: th.Tensor) -> None:
+    """
+    Take the optimizers' steps, unless this loss or an earlier one has exploded: networks never recover from that.
+
+    A fused optimizer skips the step by itself, as it does for PyTorch's ``GradScaler``, so that the host need not wait for
+    the device. For other optimizers the host looks at ``diverged``.
+
+    :param optimizers: the optimizers
+    :param found: the gradients of their :func:`trained_parameters`
+    :param diverged: 1 if an earlier loss has exploded, else 0, a scalar; set to 1, in place, if this one has
+    """
+    diverged.copy_(diverged.maximum(found.exploded))
+    for optimizer in optimizers:
+        optimizer.zero_grad()  # else a parameter that was frozen in between keeps its last gradient, and moves on
+    for parameter, gradient in zip(trained_parameters(optimizers), found.gradients, strict=True):
+        parameter.grad = gradient
+    for optimizer in optimizers:
+        # Not optimizer.defaults: loading an optimizer's state replaces the options of its groups
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = diverged  # type: ignore[attr-defined]
+        elif diverged.item():
+            continue
+        optimizer.step()
+
+
 def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None:
     """
-    θ̄ ← τ θ + (1 - τ) θ̄ for the parameters of a network and its target (paper, Algorithm 1, line 10), in place.
+    Average parameters into a target network, in place: θ̄ ← τ θ + (1 - τ) θ̄ (paper, Algorithm 1, line 10).
 
     :param online: the network
     :param target: its target network

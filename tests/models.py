@@ -8,7 +8,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_flowrl import FlowRL
-from sb3_flowrl.replay import Batch
+from sb3_flowrl.flow import FlowNoise, draw_noise
+from sb3_flowrl.replay import Batch, sample_batches
 from tests.golden import NETWORKS
 
 SMALL = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=50, batch_size=32, buffer_size=1_000)
@@ -27,10 +28,24 @@ def networks_of(model: FlowRL) -> set[str]:
     return {name for name in NETWORKS if getattr(model.policy, name) is not None}
 
 
+def batches_of(model: FlowRL, n_batches: int, batch_size: int) -> list[Batch]:
+    """Samples of the model's replay buffer, as its updates see them."""
+    assert model.replay_buffer is not None
+    normalize = model.get_vec_normalize_env()
+    return list(
+        sample_batches(model.replay_buffer, n_batches, batch_size, model.gamma, normalize, model.device, check=lambda _: None)
+    )
+
+
 def batch_of(model: FlowRL, batch_size: int) -> Batch:
     """A sample of the model's replay buffer, as an update sees it."""
-    (batch,) = model._sample_batches(1, batch_size)
+    (batch,) = batches_of(model, 1, batch_size)
     return batch
+
+
+def noise_of(model: FlowRL, batch_size: int) -> FlowNoise:
+    """Random numbers as of one update of the model."""
+    return draw_noise(batch_size, model.actor.action_dim, model.device)
 
 
 def parameters(model: FlowRL) -> dict[str, th.Tensor]:

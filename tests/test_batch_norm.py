@@ -8,7 +8,7 @@ from torch import nn
 from sb3_flowrl import DiagnosticsCallback, FlowActorCriticPolicy, FlowRL, update
 from sb3_flowrl.networks import create_normed_mlp
 from sb3_flowrl.stacked import StackedBatchNorm, StackedMLP
-from tests.models import ScaleExtractor, assert_same, batch_of, make_model, parameters, trained_model
+from tests.models import ScaleExtractor, assert_same, batch_of, make_model, noise_of, parameters, trained_model
 
 NET = dict(net_arch=[16], batch_norm=True)
 
@@ -61,7 +61,7 @@ def test_both_states_are_normalised_by_the_moments_of_both():
     critic = make_model(policy_kwargs=NET).critic
     here, there = th.randn(8, 3), 5.0 + th.randn(8, 3)
     actions, next_actions = th.rand(2, 8, 1).unbind()
-    values, next_values = critic.joint_values(here, actions, there, next_actions)
+    values, next_values = critic.joint_q(here, actions, there, next_actions)
     assert values.shape == next_values.shape == (2, 8, 1)
     x = th.cat([th.cat([here, actions], 1), th.cat([there, next_actions], 1)])
     normalised = (x - x.mean(0)) * th.rsqrt(x.var(0, correction=0) + 1e-3)
@@ -69,7 +69,7 @@ def test_both_states_are_normalised_by_the_moments_of_both():
     critic.networks[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     critic.networks._batched(x, True)
     th.testing.assert_close(seen[0][0], normalised)
-    swapped = critic.joint_values(there, next_actions, here, actions)
+    swapped = critic.joint_q(there, next_actions, here, actions)
     th.testing.assert_close(swapped[1], values, rtol=1e-4, atol=1e-5)
 
 
@@ -85,12 +85,10 @@ def test_running_moments_follow_by_a_hundredth():
 def test_no_parameter_is_trained_by_rounding_errors(critic_layout):
     """A bias that the next normalisation cancels would be: Adam makes whole steps of gradients of any size."""
     model = trained_model(policy_kwargs=dict(net_arch=[16, 16, 16], batch_norm=True, critic_layout=critic_layout))
-    batch, noise = batch_of(model, 32), model._draw_noise(32)
-    features = model.policy.value_features(batch.observations, batch.next_observations, None)
-    arguments = (model.policy.networks, model._settings(), model._transitions(batch), noise, features)
-    gradients, _ = update.value_gradients(*arguments)
-    names = [name for name, _ in model.critic.networks.named_parameters()]
-    largest = {name: gradient.abs().max().item() for name, gradient in zip(names, gradients.gradients, strict=False)}
+    loss, _, _ = update.value_loss(model.policy, model.settings, batch_of(model, 32), noise_of(model, 32))
+    names, critic = zip(*model.critic.networks.named_parameters(), strict=True)
+    gradients = th.autograd.grad(loss, critic)
+    largest = {name: gradient.abs().max().item() for name, gradient in zip(names, gradients, strict=True)}
     assert all(value > 1e-4 for value in largest.values()), largest
 
 
@@ -100,14 +98,14 @@ def test_q_bootstraps_from_itself_and_the_others_from_their_targets():
     assert not any(
         isinstance(layer, StackedBatchNorm) for layer in (*model.behavior_critic.networks, *model.behavior_value.networks)
     )
-    batch, noise = batch_of(model, 32), model._draw_noise(32)
-    features = model.policy.value_features(batch.observations, batch.next_observations, None)
-    q_values, next_q_values = update.policy_values(model.policy.networks, model._transitions(batch), noise, features)
-    assert q_values.requires_grad and not next_q_values.requires_grad
-    next_actions = model.actor.flow(features.next_actor, noise.next_action)
-    here, there = th.cat([features.critic, batch.actions], 1), th.cat([features.next_critic_target, next_actions], 1)
-    expected = model.critic.networks(th.cat([here, there]), by_batch=True)
-    th.testing.assert_close((q_values, next_q_values), expected.split(32, dim=1))
+    batch, noise = batch_of(model, 32), noise_of(model, 32)
+    _, terms, _ = update.value_loss(model.policy, model.settings, batch, noise)
+    next_actions = model.actor.act(batch.next_observations, noise.next_action)
+    here, there = th.cat([batch.observations, batch.actions], 1), th.cat([batch.next_observations, next_actions], 1)
+    q, next_q = model.critic.networks(th.cat([here, there]), by_batch=True).detach().requires_grad_().split(32, dim=1)
+    target = batch.rewards + batch.discounts * (1 - batch.dones) * next_q.min(dim=0).values
+    th.testing.assert_close(terms["critic_loss"], (q - target).square().mean(dim=(1, 2)).sum())
+    assert not model.critic.joint_q(*batch[:2], batch.next_observations, next_actions)[1].isnan().any()
 
 
 def test_every_network_and_the_running_moments_move():
@@ -125,8 +123,8 @@ def test_values_do_not_depend_on_what_else_is_in_the_batch():
     model = trained_model(policy_kwargs=NET)
     before = parameters(model)
     features, actions = th.randn(8, 3), th.rand(8, 1)
-    together = model.critic.values(features, actions)
-    alone = th.cat([model.critic.values(f, a) for f, a in zip(features.split(1), actions.split(1), strict=True)], dim=1)
+    together = model.critic.q(features, actions)
+    alone = th.cat([model.critic.q(f, a) for f, a in zip(features.split(1), actions.split(1), strict=True)], dim=1)
     th.testing.assert_close(together, alone)
     assert_same(before, parameters(model))
 

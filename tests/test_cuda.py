@@ -14,7 +14,7 @@ from sb3_flowrl import FlowRL
 from sb3_flowrl.diagnostics import DiagnosticsCallback
 from tests.golden import golden_sets, load_golden_set
 from tests.models import assert_same, make_model, moments, parameters, trained_model
-from tests.test_compilation import check_compiled_parity, copy_of, train_alike
+from tests.test_execution import check_compiled_parity, copy_of, train_alike
 from tests.test_parity import check_parity
 
 pytestmark = pytest.mark.gpu

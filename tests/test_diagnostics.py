@@ -14,9 +14,19 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_flowrl import DiagnosticsCallback, FlowRL, diagnostics, instruments
+from sb3_flowrl import DiagnosticsCallback, FlowRL, diagnostics, instruments, update
 from sb3_flowrl.stacked import StackedLinear
-from tests.models import SMALL, ScaleExtractor, StepCountingEnv, assert_same, batch_of, make_model, moments, parameters
+from tests.models import (
+    SMALL,
+    ScaleExtractor,
+    StepCountingEnv,
+    assert_same,
+    batch_of,
+    make_model,
+    moments,
+    noise_of,
+    parameters,
+)
 
 FOR_ALL = ["action_spread", "saturated_actions", "critic_rank", "critic_feature_norm", "critic_dead_units"]
 FOR_FLOWRL = [
@@ -84,17 +94,15 @@ def test_the_two_terms_add_up_to_the_gradient_of_an_update(share):
     extractor = dict(features_extractor_class=ScaleExtractor, features_extractor_kwargs=dict(scale=1.0))
     policy_kwargs = dict(net_arch=[16], share_features_extractor=share, **extractor)
     model = make_model(policy_kwargs=policy_kwargs, w2_coef=0.5, spread_coef=0.0).learn(70)  # the spread would be a third term
-    batch, noise = batch_of(model, 40), model._draw_noise(40)
+    batch, noise = batch_of(model, 40), noise_of(model, 40)
     terms = diagnostics.actor_terms(model, batch, noise)
 
     q_behavior = diagnostics.clipped_values(model.behavior_critic, batch.observations, batch.actions)
-    leaves, found = model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior)
-    expected = dict(zip(map(id, leaves), found.gradients, strict=True))
+    loss, _ = update.actor_loss(model.policy, model.settings, batch, noise, q_behavior)
     names = [name for name, _ in model.actor.named_parameters()]
-    together = {name: q + c for name, q, c in zip(names, terms.q, terms.constraint, strict=True)}
-    for name, parameter in model.actor.named_parameters():
-        if id(parameter) in expected:  # those of the extractor are handed out by way of the features
-            th.testing.assert_close(together[name], expected[id(parameter)])
+    expected = th.autograd.grad(loss, list(model.actor.parameters()))
+    for q, constraint, gradient in zip(terms.q, terms.constraint, expected, strict=True):
+        th.testing.assert_close(q + constraint, gradient)
     assert any(name.startswith("features_extractor") for name in names)
     assert all(gradient.norm() > 0 for gradient in terms.constraint)
     assert terms.logs["weighted_flow_matching_loss"] > 0
@@ -102,7 +110,7 @@ def test_the_two_terms_add_up_to_the_gradient_of_an_update(share):
 
 def test_each_term_alone():
     model = make_model(w2_coef=0.0).learn(70)
-    batch, noise = batch_of(model, 40), model._draw_noise(40)
+    batch, noise = batch_of(model, 40), noise_of(model, 40)
     terms = diagnostics.actor_terms(model, batch, noise)
     assert instruments.gradient_norm(terms.constraint) == 0 < instruments.gradient_norm(terms.q)
 
@@ -244,7 +252,7 @@ def test_networks_are_measured_in_evaluation_mode_also_when_training_has_ended(m
     monkeypatch.setattr(
         diagnostics,
         "sample_replay",
-        lambda *args: modes.append([net.training for net in model.policy.networks if net is not None]) or sample(*args),
+        lambda *args: modes.append([net.training for net in model.policy.children()]) or sample(*args),
     )
     model.learn(20, callback=DiagnosticsCallback(every=20, sample_size=10))
     assert modes == [[False] * 5] * 2

@@ -17,9 +17,9 @@ from stable_baselines3.common.utils import set_random_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_flowrl import FlowRL, flowrl, update
-from sb3_flowrl.compilation import MaybeCompiled
+from sb3_flowrl.execution import MaybeCompiled, matmul_precision
 from tests.golden import GoldenRun, authors_names, golden_sets, load_golden_set
-from tests.models import assert_same, batch_of, make_model, moments, parameters, trained_model
+from tests.models import assert_same, batch_of, batches_of, make_model, moments, noise_of, parameters, trained_model
 from tests.test_parity import LOSS_OF_NETWORK, LOSSES, check_gradients, check_parameters
 
 th_compile = th.compile
@@ -67,17 +67,14 @@ def test_compiled_and_eager_updates_are_the_same(compiled_model):
     ours, theirs = train_alike(compiled_model, 30), train_alike(eager, 30)
     for name, value in ours.items():
         th.testing.assert_close(value, theirs[name], rtol=2e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
-    assert compiled_model._compilable_value_gradients._compiled is not update.value_gradients
-    assert (
-        compiled_model._compilable_actor_gradients._compiled is not None
-        and eager._compilable_actor_gradients._compiled is None
-    )
+    assert compiled_model._differentiate_values._compiled is not update.value_gradients
+    assert compiled_model._differentiate_actor._compiled is not None and eager._differentiate_actor._compiled is None
 
 
 def rounds_factors(precision: str) -> bool:
     """Whether matrix products run with factors rounded to bfloat16: "float32_fast"'s do where the processor has AMX."""
     a, b = th.randn(64, 64), th.randn(64, 64)
-    with update.matmul_precision(precision, th.device("cpu")):
+    with matmul_precision(precision, th.device("cpu")):
         return precision == "bfloat16" or not th.allclose(a @ b, (a.double() @ b.double()).float(), rtol=0, atol=1e-3)
 
 
@@ -118,7 +115,7 @@ def check_compiled_parity(path: Path, per_sample: bool, **options) -> None:
         run = GoldenRun(data, per_sample, compile=True, **options).run(patch)
     check_gradients(run, LOSS_OF_NETWORK)
     check_parameters(run, f"{prefix}after4/")
-    for half in (run.model._compilable_value_gradients, run.model._compilable_actor_gradients):
+    for half in (run.model._differentiate_values, run.model._differentiate_actor):
         assert half._compiled is not None and half._compiled is not half.function
 
 
@@ -140,6 +137,7 @@ def test_golden_parity_holds_compiled(path, per_sample, precision):
     check_compiled_parity(path, per_sample, precision=precision)
 
 
+VALUE_LOSSES = ("critic_loss", "behavior_critic_loss", "value_loss")
 #: What the README states of the precisions that round.
 LOSSES_WITHIN, PARAMETERS_WITHIN, GRADIENT_COSINE = 0.025, 1.2e-3, 0.9995
 
@@ -181,8 +179,10 @@ def test_bfloat16_compiled_stays_near_float32(traced):
     ).items():
         other = copy_of(model, policy_kwargs=dict(net_arch=[32]), **options)
         set_random_seed(3)
-        batch, noise = batch_of(other, 256), other._draw_noise(256)
-        losses[name] = other._value_gradients(batch, noise, None)[1].logs
+        other.policy_delay = 2
+        other._n_updates = 1  # without a step of the actor
+        other.train(1, 256)
+        losses[name] = th.tensor([other.logger.name_to_value[f"train/{loss}"] for loss in VALUE_LOSSES])
         assert all(parameter.dtype == th.float32 for parameter in other.policy.parameters())
     assert not th.equal(losses["exact"], losses["half"])
     th.testing.assert_close(losses["half"], losses["exact"], rtol=0.02, atol=1e-3)
@@ -192,8 +192,10 @@ def test_bfloat16_compiled_stays_near_float32(traced):
 def test_the_precision_of_the_process_is_put_back(monkeypatch):
     seen = []
     model = trained_model(precision="float32_fast")
-    draw_noise = model._draw_noise
-    monkeypatch.setattr(model, "_draw_noise", lambda size: seen.append(th.get_float32_matmul_precision()) or draw_noise(size))
+    draw_noise = flowrl.draw_noise
+    monkeypatch.setattr(
+        flowrl, "draw_noise", lambda *args: seen.append(th.get_float32_matmul_precision()) or draw_noise(*args)
+    )
     model.train(1, 8)
     assert seen == ["medium"] and th.get_float32_matmul_precision() == "highest"
     model.replay_buffer.rewards[:] = np.nan
@@ -203,9 +205,9 @@ def test_the_precision_of_the_process_is_put_back(monkeypatch):
     with monkeypatch.context() as patch:  # it raises where the user has set it through PyTorch's newer interface
         patch.delattr(th, "get_float32_matmul_precision")
         for precision in ("float32", "bfloat16"):
-            with update.matmul_precision(precision, th.device("cpu")):
+            with matmul_precision(precision, th.device("cpu")):
                 pass
-    with update.matmul_precision("float32_fast", th.device("cuda")):
+    with matmul_precision("float32_fast", th.device("cuda")):
         assert th.get_float32_matmul_precision() == "high"  # TF32
     th.set_float32_matmul_precision("high")
     try:
@@ -237,12 +239,10 @@ def test_batch_normalised_critics_and_spread_learn_compiled_as_eagerly(traced):
 def test_the_update_is_one_graph_without_a_look_at_a_value(options, traced):
     """``fullgraph`` raises at a graph break, and Dynamo breaks the graph at ``.item()`` and at shapes that depend on data."""
     model = trained_model(compile=False, **options)
-    batch, noise = batch_of(model, 32), model._draw_noise(32)
-    features = model.policy.value_features(batch.observations, batch.next_observations, None)
-    common = (model.policy.networks, model._settings(), model._transitions(batch), noise)
-    seen = (features.critic, features.critic, th.zeros(32, 1), model._current_spread_coef())
-    halves = ((update.value_gradients, (*common, features)), (update.actor_gradients, (*common, *seen)))
-    for function, arguments in halves:
+    common = (model.policy, model.settings, batch_of(model, 32), noise_of(model, 32))
+    values = [*model.critic.parameters(), *model.behavior_critic.parameters(), *model.behavior_value.parameters()]
+    of_actor = (th.zeros(32, 1), th.tensor(0.5), list(model.actor.parameters()))
+    for function, arguments in ((update.value_gradients, (*common, values)), (update.actor_gradients, (*common, *of_actor))):
         with th._dynamo.config.patch(trace_autograd_ops=True):
             explained = th._dynamo.explain(function)(*arguments)
         assert explained.graph_count == 1 and explained.graph_break_count == 0, explained.break_reasons
@@ -264,9 +264,8 @@ class Looks(TorchDispatchMode):
 @pytest.mark.parametrize("options", [{}, BATCH_NORM], ids=["defaults", "batch_norm"])
 def test_train_looks_at_no_value_before_its_end(options, monkeypatch):
     model = trained_model(**options)
-    batches = list(model._sample_batches(4, 16))
-    monkeypatch.setattr(model, "_sample_batches", lambda *args: batches)
-    monkeypatch.setattr(model, "_record", lambda *args: None)
+    batches = batches_of(model, 4, 16)
+    monkeypatch.setattr(flowrl, "sample_batches", lambda *args: batches)
     with Looks() as mode:
         model.train(4, 16)
         assert mode.looks == []
@@ -282,7 +281,7 @@ def test_nothing_is_compiled_again_after_the_third_call(compiled_model, monkeypa
     with th._dynamo.config.patch(error_on_recompile=True):
         compiled_model.train(1, 32)
         compiled_model.train(4, 32)
-        functions = (compiled_model._compilable_value_gradients, compiled_model._compilable_actor_gradients)
+        functions = (compiled_model._differentiate_values, compiled_model._differentiate_actor)
         before = [function._compiled for function in functions]
         with pytest.warns(UserWarning, match=r"could not be compiled.*RecompileError"):  # what is asserted can be seen
             compiled_model.train(1, 16)
@@ -303,12 +302,12 @@ def test_auto_compiles_when_a_run_is_long_enough(compiles, traced, monkeypatch):
     monkeypatch.setattr(flowrl, "AUTO_COMPILE_UPDATES", 4)
     model = make_model(compile=compiles).learn(54)
     began = {}
-    for name in ("value_gradients", "actor_gradients"):
-        function = getattr(model, f"_compilable_{name}")
+    for name in ("values", "actor"):
+        function = getattr(model, f"_differentiate_{name}")
         began[name] = function._compiled is not None
     assert began == dict.fromkeys(began, compiles is True) and model._n_updates == 4
     model.train(1, 8)
-    assert (model._compilable_value_gradients._compiled is not None) == (compiles is not False)
+    assert (model._differentiate_values._compiled is not None) == (compiles is not False)
 
 
 # ------------------------------------------------------------------------------------------------ saving and falling back
@@ -317,7 +316,7 @@ def test_auto_compiles_when_a_run_is_long_enough(compiles, traced, monkeypatch):
 def test_compiled_models_are_saved_loaded_and_go_on(compiled_model, tmp_path):
     compiled_model.save(tmp_path / "model")
     loaded = FlowRL.load(tmp_path / "model", env=compiled_model.get_env())
-    assert loaded.compile is True and loaded._compilable_value_gradients._compiled is None
+    assert loaded.compile is True and loaded._differentiate_values._compiled is None
     assert_same(parameters(compiled_model), parameters(loaded))
     loaded._setup_learn(0)
     loaded.replay_buffer = compiled_model.replay_buffer

@@ -5,28 +5,20 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_flowrl import FlowRL, losses
+from sb3_flowrl import FlowRL, flowrl, losses, update
 from sb3_flowrl.flow import FlowNoise
-from sb3_flowrl.step import hand_out
-from sb3_flowrl.update import ACTOR_LOGS, SPREAD_LOG, Gradients
-from tests.golden import NETWORKS
-from tests.models import batch_of, moments, trained_model
+from tests.models import batch_of, moments, noise_of, trained_model
 
 
 def actor_loss_of(model: FlowRL) -> tuple[th.Tensor, dict[str, th.Tensor]]:
     """The actor's loss of a model on a batch and noise that depend on nothing else."""
     th.manual_seed(7)
     np.random.seed(7)
-    batch, noise = batch_of(model, 64), model._draw_noise(64)
+    batch, noise = batch_of(model, 64), noise_of(model, 64)
     with th.no_grad():
-        q_behavior = losses.clipped_min(th.stack(model.critic(batch.observations, batch.actions)))
-    return named(model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior))
-
-
-def named(result: tuple[list[th.Tensor], Gradients]) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-    _, found = result
-    logs = dict(zip((*ACTOR_LOGS, SPREAD_LOG), found.logs, strict=False))
-    return logs["actor_loss"], logs
+        q_behavior = losses.clipped_min(model.critic.q(batch.observations, batch.actions))
+    loss, terms = update.actor_loss(model.policy, model.settings, batch, noise, q_behavior)
+    return loss, {name: term.detach() for name, term in terms.items()}
 
 
 def test_guidance_may_be_a_callable_that_returns_the_final_weights():
@@ -82,16 +74,16 @@ def test_matching_says_what_the_velocity_field_is_regressed_onto(monkeypatch):
     base_points = noise.path.clamp(-0.5, 0.5)
     for matching, end_points in (("action", batch.actions), ("pre_squash", batch.actions.clamp(-0.999, 0.999).atanh())):
         model.matching = matching
-        _, logs = named(model._actor_gradients(batch, noise, model._actor_features(batch), th.zeros(64, 1)))
+        _, logs = update.actor_loss(model.policy, model.settings, batch, noise, th.zeros(64, 1))
         th.testing.assert_close(logs["flow_matching_loss"], (end_points - base_points).square().mean())
 
 
 def test_weights_use_q_behavior_from_before_and_q_policy_from_after_the_value_step(monkeypatch):
     model = trained_model()
     model._n_updates = 0
-    batch, noise = batch_of(model, 16), model._draw_noise(16)
-    monkeypatch.setattr(model, "_sample_batches", lambda *args: [batch])
-    monkeypatch.setattr(model, "_draw_noise", lambda batch_size: noise)
+    batch, noise = batch_of(model, 16), noise_of(model, 16)
+    monkeypatch.setattr(model.replay_buffer, "sample", lambda size, env=None: batch)
+    monkeypatch.setattr(flowrl, "draw_noise", lambda batch_size, action_dim, device: noise)
     seen = {}
     model.guidance = lambda q_behavior, q_policy, w2_coef: (
         seen.update(q_behavior=q_behavior, q_policy=q_policy) or th.ones_like(q_policy)
@@ -132,18 +124,16 @@ def test_bfloat16_runs_the_layers_in_half_precision_and_keeps_losses_near(monkey
 def test_bfloat16_gradients_point_where_the_exact_ones_do():
     """For every weight: autocast must not hand a weight that was cast without gradient to a loss that needs one."""
     model = trained_model(policy_kwargs=dict(net_arch=[64, 64]))
-    batch, noise = batch_of(model, 256), model._draw_noise(256)
+    batch, noise = batch_of(model, 256), noise_of(model, 256)
     gradients = {}
     for precision in ("float32", "bfloat16"):
-        model.precision = precision
-        model.policy.zero_grad()
-        leaves, found, q_behavior = model._value_gradients(batch, noise, None)
-        hand_out([], leaves, found.gradients)
-        leaves, found = model._actor_gradients(batch, noise, model._actor_features(batch), q_behavior)
-        hand_out([], leaves, found.gradients)
-        gradients[precision] = {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
-    exact, mixed = gradients["float32"], gradients["bfloat16"]
-    assert exact.keys() == mixed.keys()
-    assert {name.split(".")[0] for name in exact} == {network for network in NETWORKS if "target" not in network}
-    for name, gradient in exact.items():
-        assert th.cosine_similarity(gradient.flatten(), mixed[name].flatten(), dim=0) > 0.98, name
+        settings = model.settings._replace(precision=precision)
+        value_loss, _, q_behavior = update.value_loss(model.policy, settings, batch, noise)
+        actor_loss, _ = update.actor_loss(model.policy, settings, batch, noise, q_behavior)
+        values = [*model.critic.parameters(), *model.behavior_critic.parameters(), *model.behavior_value.parameters()]
+        of_values, of_actor = th.autograd.grad(value_loss, values), th.autograd.grad(
+            actor_loss, list(model.actor.parameters())
+        )
+        gradients[precision] = [*of_values, *of_actor]
+    for exact, mixed in zip(gradients["float32"], gradients["bfloat16"], strict=True):
+        assert th.cosine_similarity(exact.flatten(), mixed.flatten(), dim=0) > 0.98

@@ -6,7 +6,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer, replay
-from tests.models import make_model, trained_model
+from tests.models import batches_of, make_model, trained_model
 
 CPU = th.device("cpu")
 
@@ -27,7 +27,7 @@ def test_every_batch_has_its_share_of_the_newest_transitions():
     assert model.replay_buffer is not None
     model.replay_buffer.rewards[:] = 0
     model.replay_buffer.rewards[95:100] = 1
-    for batch in model._sample_batches(4, 64):
+    for batch in batches_of(model, 4, 64):
         assert 16 <= batch.rewards.sum() <= 30  # some of the uniform ones are new too
 
 
@@ -73,7 +73,7 @@ def test_dict_observations_count_all_their_parts():
     n_bytes = 64 * 64 + 5 * 4  # a grey image, and a vector that is stored as float32
     assert replay.transition_bytes(model.replay_buffer) == 2 * n_bytes + 4 * (4 + 3)
     model.learn(6)
-    first, second = model._sample_batches(2, 3)
+    first, second = batches_of(model, 2, 3)
     assert first.observations["img"].shape[0] == second.next_observations["vec"].shape[0] == 3
 
 

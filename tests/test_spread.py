@@ -11,7 +11,6 @@ from stable_baselines3.common.utils import set_random_seed
 from sb3_flowrl import FlowRL, losses
 from sb3_flowrl.diagnostics import policy_actions, sample_replay
 from sb3_flowrl.instruments import action_spread
-from sb3_flowrl.update import SPREAD_LOG
 from tests.models import assert_same, make_model, parameters, trained_model
 
 
@@ -84,7 +83,7 @@ def test_coefficient_starts_as_asked_and_is_learned_if_asked(spread_coef):
     model.learn(70)
     assert (model._current_spread_coef().item() == pytest.approx(0.5)) == (spread_coef == 0.5)
     assert model.logger.name_to_value["train/spread_coef"] == pytest.approx(model._current_spread_coef().item())
-    assert np.isfinite(model.logger.name_to_value[f"train/{SPREAD_LOG}"])
+    assert np.isfinite(model.logger.name_to_value["train/log_spread"])
 
 
 def test_a_coefficient_that_is_not_learned_can_be_changed(tmp_path):
