@@ -60,6 +60,22 @@ def save_model(model: OffPolicyAlgorithm) -> bytes:
     return file.getvalue()
 
 
+class _Nowhere(io.RawIOBase):
+    """A file that forgets what is written to it."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0
+
+    def truncate(self, size: int | None = None) -> int:
+        return 0
+
+
 def check_picklable(owner: str, value: Any, parts: Mapping[str, Any]) -> None:
     """
     :param owner: whose the parts are, for the message
@@ -68,7 +84,7 @@ def check_picklable(owner: str, value: Any, parts: Mapping[str, Any]) -> None:
     :raises CheckpointError: naming those that can't be pickled
     """
     try:
-        dump(value, io.BytesIO())
+        dump(value, _Nowhere())  # type: ignore[arg-type]
     except Exception as error:
         raise CheckpointError(_explain_unpicklable(owner, unpicklable(parts), error)) from error
 
@@ -81,7 +97,7 @@ def unpicklable(parts: Mapping[str, Any]) -> list[str]:
 
     def can_be_pickled(value: Any) -> bool:
         try:
-            cloudpickle.dumps(value)
+            cloudpickle.dump(value, _Nowhere())
         except Exception:
             return False
         return True

@@ -270,13 +270,12 @@ def check_given_arguments(model: OffPolicyAlgorithm, path: Path, given: dict[str
     """
     theirs = describe_arguments(model)
     theirs["env"] = (read_manifest(path) or {}).get("arguments", {}).get("env")
-    policy = given.get("policy", model.policy_class)
-    others = dict(policy=policy, env=None, device=model.device, verbose=0, _init_setup_model=False)
-    made = type(model)(**{**given, **others})  # without networks
-    described = describe_arguments(made)
-    ours = {name: described[name] for name in given if name in described}
-    if model.env is not None:
-        ours["env"] = environment_id(model.env)
+    ours: dict[str, Any] = {} if model.env is None else dict(env=environment_id(model.env))
+    if given:
+        policy = given.get("policy", model.policy_class)
+        others = dict(policy=policy, env=None, device=model.device, verbose=0, _init_setup_model=False)
+        described = describe_arguments(type(model)(**{**given, **others}))  # a model without networks
+        ours |= {name: described[name] for name in given if name in described}
     if differences := compare(theirs, ours):
         raise OtherRunError(
             f"{path} is of a run with other arguments than those given: {'; '.join(f'{each} here' for each in differences)}. "

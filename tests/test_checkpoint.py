@@ -434,13 +434,14 @@ def test_classes_and_functions_made_in_functions_are_saved(tmp_path):
 
 
 def test_a_class_of_the_users_script_stays_that_class(tmp_path, monkeypatch):
-    class ScriptBuffer(ReplayBuffer):
-        pass
+    def run_script() -> type[ReplayBuffer]:
+        buffer_class = type("ScriptBuffer", (ReplayBuffer,), {"__module__": "__main__"})
+        monkeypatch.setattr(sys.modules["__main__"], "ScriptBuffer", buffer_class, raising=False)
+        return buffer_class
 
-    ScriptBuffer.__module__, ScriptBuffer.__qualname__ = "__main__", "ScriptBuffer"
-    monkeypatch.setattr(sys.modules["__main__"], "ScriptBuffer", ScriptBuffer, raising=False)
-    make_model(drift_envs(1), replay_buffer_class=ScriptBuffer).save_checkpoint(tmp_path)
-    assert type(FlowRL.load_checkpoint(tmp_path, drift_envs(1)).replay_buffer) is ScriptBuffer
+    make_model(drift_envs(1), replay_buffer_class=run_script()).save_checkpoint(tmp_path)
+    buffer_class = run_script()
+    assert type(FlowRL.load_checkpoint(tmp_path, drift_envs(1)).replay_buffer) is buffer_class
 
 
 MODULE = """
@@ -658,6 +659,14 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(damage, tmp_pat
     assert not old.exists()
     assert list_checkpoints(tmp_path)[-1] == newest and write(tmp_path, 5).exists()
     assert not older.exists() and not new.exists()
+
+
+def test_damage_at_the_very_moment_of_writing_is_noticed(tmp_path):
+    old, new = write(tmp_path, 1), write(tmp_path, 2)
+    written_at = (new / "one").stat().st_mtime_ns
+    _flip_bit(new)
+    os.utime(new / "one", ns=(written_at, written_at))
+    assert [old, new, write(tmp_path, 3)] == list_checkpoints(tmp_path)
 
 
 def test_a_large_file_is_not_read_again_at_each_checkpoint(tmp_path, monkeypatch):
