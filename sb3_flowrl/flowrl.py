@@ -33,7 +33,6 @@ from sb3_flowrl.arguments import (
     initial_spread_coef,
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
-from sb3_flowrl.checkpoint import find_checkpoint
 from sb3_flowrl.execution import MaybeCompiled, matmul_precision
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
@@ -507,7 +506,8 @@ class FlowRL(OffPolicyAlgorithm):
         :param folder: where the checkpoints are, for this run alone; each gets a folder of its own in it
         :param keep: how many of the newest checkpoints stay
         :return: the new checkpoint's own folder
-        :raises CheckpointError: if it can't be written; older ones stay as they are
+        :raises CheckpointError: if it can't be written, or networks or optimizers hold values that are not finite; older ones
+            stay as they are
         :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
         """
         return run_state.save_run(self, folder, keep, self._generators_before_step)
@@ -519,6 +519,7 @@ class FlowRL(OffPolicyAlgorithm):
         env: GymEnv | str,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
+        **kwargs,
     ) -> SelfFlowRL:
         """
         Load the newest whole checkpoint of a run. Go on with ``learn(..., reset_num_timesteps=False)``.
@@ -526,18 +527,17 @@ class FlowRL(OffPolicyAlgorithm):
         A checkpoint holds pickles, which can run any code: load only those that you trust.
 
         :param folder: where the checkpoints are
-        :param env: the environment, made and wrapped as the run's was
+        :param env: the environment, made and wrapped as the run's was; the options of VecNormalize are those of the one given,
+            its statistics the run's
         :param device: Device on which the code should run.
         :param custom_objects: as in ``load``
+        :param kwargs: arguments that the run's model was made with. They change nothing, but if one is not the run's it is an
+            error, so that no run goes on in the place of another. Only ``verbose`` and ``tensorboard_log`` may differ
         :return: the model
-        :raises CheckpointError: if there is no whole checkpoint
-        :raises ValueError: if the environment does not fit
+        :raises CheckpointError: if there is no whole checkpoint, or something in it can't be loaded here
+        :raises ValueError: if the environment or an argument is not the run's
         """
-        path = find_checkpoint(folder)
-        env = maybe_make_env(env, 0)
-        model = cls.load(path / "model.zip", env=env, device=device, custom_objects=custom_objects)
-        run_state.load_run(model, path)
-        return model
+        return run_state.load_newest_run(cls, folder, env, device, custom_objects, kwargs)
 
     def save_policy_safe(self, path: str | Path) -> None:
         """
@@ -599,7 +599,13 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
-        own = ["_batch_norm_stats", "_generators_before_step", "_differentiate_values", "_differentiate_actor"]
+        own = [
+            "_batch_norm_stats",
+            "_generators_before_step",
+            "_differentiate_values",
+            "_differentiate_actor",
+            "_run_identity",
+        ]
         return [*super()._excluded_save_params(), *aliases, *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

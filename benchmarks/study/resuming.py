@@ -8,8 +8,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flowrl import FlowRL, ResumableCheckpointCallback
-from sb3_flowrl.checkpoint import find_checkpoint, list_checkpoints
-from sb3_flowrl.run_state import load_run, save_run
+from sb3_flowrl.checkpoint import list_checkpoints
+from sb3_flowrl.run_state import load_newest_run, save_run
 
 
 class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
@@ -28,7 +28,7 @@ class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
         save_run(self.model, self.folder, self.keep, before_step)
 
     def _on_training_end(self) -> None:
-        pass  # the run's record is all that is wanted then
+        self.lock.release()  # and no more, as the run's record is all that is wanted then
 
 
 def resume(algorithm: type[OffPolicyAlgorithm], folder: Path, env: VecEnv, device: str) -> OffPolicyAlgorithm | None:
@@ -42,7 +42,4 @@ def resume(algorithm: type[OffPolicyAlgorithm], folder: Path, env: VecEnv, devic
     """
     if not list_checkpoints(folder):
         return None
-    path = find_checkpoint(folder)
-    model = algorithm.load(path / "model.zip", env=env, device=device)
-    load_run(model, path)
-    return model
+    return load_newest_run(algorithm, folder, env, device)
