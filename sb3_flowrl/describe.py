@@ -100,7 +100,9 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
     :raises ValueError: for other spaces than SB3's policies take
     """
     kind: type = type(space)  # a class derived from these may be anything
-    if isinstance(space, spaces.Dict) and kind is spaces.Dict:
+    if isinstance(space, spaces.Box) and space.dtype == np.float64:
+        kind = spaces.Box  # but these, and derived Dicts, have always been stored as the plain class
+    if isinstance(space, spaces.Dict):
         # A list, as the order of the keys is that of the features
         return {"type": "Dict", "spaces": [[key, describe_space(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Box) and kind is spaces.Box and space.dtype.name in BOX_DTYPES:
