@@ -5,23 +5,24 @@ What each argument of ``FlowRL`` and of its policy may be, checked before any wo
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from torch import nn
 
-from sb3_flowrl.checks import check_choice, check_number, check_positive_int
+from sb3_flowrl.checks import check_choice, check_number, check_positive_int, learning_rate_of
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
 from sb3_flowrl.guidance import GUIDANCES
 
@@ -79,13 +80,15 @@ def _such_that(is_valid: Callable[[Any], bool], description: str) -> Check:
 
 
 def _check_learning_rate(name: str, value: Any) -> None:
-    at_start = value(1.0) if callable(value) else value
-    description = "a float of at least 0 and finite, or a function of the remaining progress (from 1 to 0) that returns one"
-    # SB3 takes any number from a function, but as a constant only Python's
-    is_number = isinstance(at_start, (numbers.Real if callable(value) else (float, int))) and not isinstance(at_start, bool)
-    if not (is_number and 0.0 <= at_start < math.inf):
-        shown = f"{value!r}, which returns {at_start!r} at the start," if callable(value) else f"{value!r}"
-        raise ValueError(f"{name}={shown} must be {description}.")
+    if callable(value):
+        learning_rate_of(value, 1.0)
+    # From a function SB3 takes any number, but as a constant only Python's
+    elif not isinstance(value, (float, int)) or isinstance(value, bool) or not 0.0 <= value < math.inf:
+        _refuse(
+            name,
+            value,
+            "a float of at least 0 and finite, or a function of the remaining progress (from 1 to 0) that returns one",
+        )
 
 
 def _check_train_freq(name: str, value: Any) -> None:
@@ -136,14 +139,28 @@ def _check_optional_dict(name: str, value: Any) -> None:
 
 def _is_net_arch(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return {"pi", "qf"} <= value.keys() and all(isinstance(value[key], list) and _is_net_arch(value[key]) for key in value)
-    return value is None or (isinstance(value, list) and all(_is_int(width, 1) for width in value))
+        return {"pi", "qf"} <= value.keys() and all(_is_widths(widths) for widths in value.values())
+    return value is None or _is_widths(value)
+
+
+def _is_widths(value: Any) -> bool:
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return is_sequence and all(_is_int(width, 1) for width in value)
 
 
 def _is_activation(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return value.keys() == {"pi", "qf"} and all(_is_class(each, nn.Module) for each in value.values())
-    return value is None or _is_class(value, nn.Module)
+        return value.keys() == {"pi", "qf"} and all(_makes_modules(each) for each in value.values())
+    return value is None or _makes_modules(value)
+
+
+def _makes_modules(value: Any) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, nn.Module)
+    try:
+        return callable(value) and isinstance(value(), nn.Module)
+    except Exception:  # whatever a function that is none of these raises without its arguments
+        return False
 
 
 def _is_optimizer_class(value: Any) -> bool:
@@ -208,10 +225,13 @@ ALGORITHM_CHECKS: dict[str, Check] = {
 
 POLICY_CHECKS: dict[str, Check] = {
     "net_arch": _such_that(
-        _is_net_arch, "a list of layer widths, integers of at least 1, such as [256, 256], or a dict(pi=[...], qf=[...])"
+        _is_net_arch,
+        "a list of layer widths, integers of at least 1, such as [256, 256], or a dict(pi=[...], qf=[...])",
     ),
     "activation_fn": _such_that(
-        _is_activation, "a class such as nn.ReLU, or, with the keys 'pi' and 'qf' like net_arch, a dict of two"
+        _is_activation,
+        "a class such as nn.ReLU, a function without arguments that returns a module, such as functools.partial(nn.LeakyReLU, "
+        "0.2), or, with the keys 'pi' and 'qf' like net_arch, a dict of two",
     ),
     "layer_norm": _check_bool,
     "critic_layout": _choice(*CRITIC_LAYOUTS),
@@ -230,13 +250,23 @@ POLICY_CHECKS: dict[str, Check] = {
 }
 
 
-def check_env(env: Any) -> None:
+def as_env(env: Any, verbose: int) -> GymEnv:
     """
     :param env: what ``FlowRL`` was given to learn from
+    :param verbose: as given to ``FlowRL``
+    :return: the environment; one of OpenAI's gym is wrapped as SB3 does it, through shimmy
     :raises ValueError: if it is no environment
     """
-    if not isinstance(env, (str, gym.Env, VecEnv)):
-        _refuse("env", env, 'an environment of gymnasium, a VecEnv, or the id of a registered one, such as "Pendulum-v1"')
+    env = maybe_make_env(env, verbose)
+    if isinstance(env, VecEnv):
+        return env
+    try:
+        return _patch_env(env)
+    except ValueError as error:
+        raise ValueError(
+            f"env={env!r} must be an environment of gymnasium (or of OpenAI's gym, with shimmy installed), a VecEnv, or the "
+            'id of a registered one, such as "Pendulum-v1".'
+        ) from error
 
 
 def check_combination(observation_space: spaces.Space, n_steps: int, optimize_memory_usage: bool) -> None:

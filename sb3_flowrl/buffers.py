@@ -18,10 +18,11 @@ def float32_space(space: spaces.Space) -> spaces.Space:
     The space of observations as a replay buffer should store them: MuJoCo's arrive as float64, but the networks see float32.
 
     :param space: the environment's observation space
-    :return: the same space, with float32 in the place of float64
+    :return: the same space, with float32 in the place of float64, and the keys of a Dict in the same order
     """
     if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: float32_space(value) for key, value in space.items()})
+        # A list of pairs, as gymnasium sorts the keys of a dict
+        return spaces.Dict([(key, float32_space(value)) for key, value in space.spaces.items()])
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
     return space

@@ -2,6 +2,7 @@
 Checks of what users and environments hand in, each with an error that says what was wrong and what to do.
 """
 
+import difflib
 import math
 import numbers
 import operator
@@ -97,38 +98,60 @@ def check_number(name: str, value: Any, is_valid: Callable[[float], bool], descr
         raise ValueError(f"{name}={value!r} must be {description}.")
 
 
-def whole_number(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any, at_least: int | None = 0) -> int:
     """
     Accept ``1e6`` where ``1_000_000`` is meant.
 
     :param name: the argument's name, for the message
     :param value: an integer, or a float that is a whole number
+    :param at_least: the smallest number that is allowed, if there is one
     :return: the value as an integer
-    :raises ValueError: for anything else, and for a negative number
+    :raises ValueError: for anything else, and for a smaller number
     """
     if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == int(value):
         value = int(value)
     try:
-        if isinstance(value, bool) or operator.index(value) < 0:
+        if isinstance(value, bool) or (at_least is not None and operator.index(value) < at_least):
             raise TypeError
+        return operator.index(value)
     except TypeError:
         raise ValueError(f"{name}={value!r} must be a whole number of steps, such as 1_000_000 or 1e6.") from None
-    return operator.index(value)
 
 
-def check_learning_rate(learning_rate: Any, progress_remaining: float) -> None:
+def check_keywords(function_name: str, keywords: Collection[str], known: Collection[str]) -> None:
     """
-    A schedule is checked at its start only, before any work.
-
-    :param learning_rate: what it returned
-    :param progress_remaining: what for
-    :raises ValueError: if it is not a finite number of at least 0
+    :param function_name: the name of the function, for the message
+    :param keywords: the names of the keyword arguments that it was given
+    :param known: those that it takes
+    :raises TypeError: naming one that it does not take, and the most similar one that it does
     """
-    if not (isinstance(learning_rate, numbers.Real) and 0.0 <= float(learning_rate) < math.inf):
+    for name in keywords:
+        if name not in known:
+            similar = difflib.get_close_matches(name, [each for each in known if not each.startswith("_")], n=1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
+            raise TypeError(f"{function_name}() got an unexpected keyword argument {name!r}.{hint}")
+
+
+def learning_rate_of(schedule: Callable[[float], Any], progress_remaining: float) -> float:
+    """
+    What a schedule returns may be anything that ``float`` takes, such as a tensor, but not text.
+
+    :param schedule: the function given as learning_rate
+    :param progress_remaining: from 1, the start of learning, to 0, its end
+    :return: the learning rate
+    :raises ValueError: if the schedule returns something else than a finite number of at least 0
+    """
+    returned = schedule(progress_remaining)
+    try:
+        learning_rate = math.nan if isinstance(returned, (bool, np.bool_, str, bytes)) else float(returned)
+    except (TypeError, ValueError, RuntimeError):  # the last by tensors of several elements
+        learning_rate = math.nan
+    if not 0.0 <= learning_rate < math.inf:
         raise ValueError(
-            f"The schedule given as learning_rate returned {learning_rate!r} for progress_remaining={progress_remaining}. It "
-            "must return a finite number of at least 0, from 1 (the start of learning) to 0 (its end)."
+            f"The schedule given as learning_rate returned {returned!r} for progress_remaining={progress_remaining}. It must "
+            "return a finite number of at least 0, from 1 (the start of learning) to 0 (its end)."
         )
+    return learning_rate
 
 
 def check_not_diverged(terms: Mapping[str, Sequence[float]], diverged: bool, updates: range, num_timesteps: int) -> None:

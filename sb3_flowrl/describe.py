@@ -18,6 +18,7 @@ from sb3_flowrl.networks import FlowActor
 # What a description may ask for at most, well above what a policy needs
 MAX_OBSERVATION_SIZE = 2**22
 MAX_AXES = 8
+MAX_IMAGES = 64
 MAX_HIDDEN_LAYERS = 100
 MAX_FLOW_STEPS = 1_000
 
@@ -82,6 +83,11 @@ def build_actor(description: dict[str, Any]) -> FlowActor:
     check_action_space(action_space)
     assert isinstance(action_space, spaces.Box)  # for mypy
     make_extractor = EXTRACTORS[description["features_extractor"]]
+    if isinstance(observation_space, spaces.Dict) != (make_extractor is CombinedExtractor):
+        raise ValueError(
+            f"The features extractor {make_extractor.__name__} does not take observations of {observation_space}; for Dict "
+            "observations, and only for these, there is CombinedExtractor."
+        )
     features_extractor = make_extractor(observation_space, **description["features_extractor_kwargs"])
     return FlowActor(
         observation_space,
@@ -100,7 +106,9 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
     :raises ValueError: for other spaces than SB3's policies take
     """
     kind: type = type(space)  # a class derived from these may be anything
-    if isinstance(space, spaces.Dict) and kind is spaces.Dict:
+    if isinstance(space, spaces.Box) and space.dtype == np.float64:
+        kind = spaces.Box  # but these, and derived Dicts, have always been stored as the plain class
+    if isinstance(space, spaces.Dict):
         # A list, as the order of the keys is that of the features
         return {"type": "Dict", "spaces": [[key, describe_space(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Box) and kind is spaces.Box and space.dtype.name in BOX_DTYPES:
@@ -126,11 +134,16 @@ def build_space(description: dict[str, Any]) -> spaces.Space:
     """
     if description["type"] != "Dict":
         return _build_simple_space(description, MAX_OBSERVATION_SIZE)
-    room, parts = MAX_OBSERVATION_SIZE, []
+    room, n_images, parts = MAX_OBSERVATION_SIZE, 0, []
     for key, part in description["spaces"]:
         space = _build_simple_space(part, room)
         room -= math.prod(space.shape or ())
+        n_images += len(space.shape or ()) == 3
         parts.append((key, space))
+    if not parts:
+        raise ValueError("A Dict without spaces holds no observation.")
+    if n_images > MAX_IMAGES:  # each of which gets a network of its own
+        raise ValueError(f"A Dict of {n_images} images exceeds the {MAX_IMAGES} allowed in an observation.")
     return spaces.Dict(parts)
 
 

@@ -20,6 +20,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_flowrl import update
 from sb3_flowrl.checks import check_positive_int
@@ -104,7 +105,7 @@ def policy_actions(model: OffPolicyAlgorithm, obs: PyTorchObs) -> th.Tensor:
 @th.no_grad()
 def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
     """
-    What the last hidden layer of a critic's networks gives.
+    What the last hidden layer of a critic's networks gives, or without hidden layers what the networks are given.
 
     :param critic: a critic of FlowRL, or one of SB3's form
     :param obs: observations, ``(B, *obs_shape)``
@@ -116,7 +117,7 @@ def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> t
         layers = list(critic.networks)[:-1]
         # A normalisation that comes after the activation is none of the hidden layer's
         hidden: Sequence[Callable[[th.Tensor], th.Tensor]] = (
-            layers[:-1] if isinstance(layers[-1], StackedBatchNorm) else layers
+            layers[:-1] if layers and isinstance(layers[-1], StackedBatchNorm) else layers
         )
         return reduce(lambda y, layer: layer(y), hidden, x.expand(critic.networks.n_networks, *x.shape))
     critic = cast(ContinuousCritic, critic)
@@ -176,6 +177,8 @@ def _actor_gradients(
     q_behavior = clipped_values(model.behavior_critic, batch.observations, batch.actions)
     loss, terms = update.actor_loss(model.policy, settings, batch, noise, q_behavior)
     parameters = [parameter for parameter in model.actor.parameters() if parameter.requires_grad]
+    if not parameters or not loss.requires_grad:  # the actor is frozen
+        return [th.zeros_like(parameter) for parameter in parameters], terms
     return list(th.autograd.grad(loss, parameters, materialize_grads=True)), terms
 
 
@@ -291,8 +294,13 @@ class DiagnosticsCallback(BaseCallback):
         check_positive_int("every", every)
         check_positive_int("n_eval_episodes", n_eval_episodes)
         check_positive_int("sample_size", sample_size)
-        if eval_env is not None and not isinstance(eval_env, gym.Env):
-            raise ValueError(f"eval_env={eval_env!r} must be a single gymnasium environment, such as gym.make('Pendulum-v1').")
+        if eval_env is not None:
+            try:
+                eval_env = _patch_env(eval_env)  # one of OpenAI's gym is wrapped, as the training environment is
+            except ValueError as error:
+                raise ValueError(
+                    f"eval_env={eval_env!r} must be a single gymnasium environment, such as gym.make('Pendulum-v1')."
+                ) from error
         self.every, self.eval_env, self.n_eval_episodes = every, eval_env, n_eval_episodes
         self.sample_size, self.seed = sample_size, seed
         self.last_measured: int | None = None

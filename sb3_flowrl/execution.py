@@ -3,6 +3,8 @@ How the update is executed: its precision, and eagerly or through ``torch.compil
 """
 
 import inspect
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,11 +76,14 @@ class MaybeCompiled:
             if self._compiled is None:
                 self._compiled = _compile(self.function, self.cuda_graphs)
             return self._compiled(*args)
-        except _compiler_errors() as error:
+        # Whatever the compiler or its cache on disk raises. What the function itself raises, it raises again below
+        except Exception as error:
             warnings.warn(
                 f"{self.function.__name__} could not be compiled, and runs eagerly, which gives the same results more slowly. "
                 "On a CPU, torch.compile needs a C++ compiler such as g++ (or the one that the environment variable CXX "
-                f"names); compile=False never compiles. The reason was: {_first_lines(error)}"
+                "names), and a cache that is whole: where a process was killed while it compiled, or the disk was full, "
+                f"delete {_cache_folder()!r}, which PyTorch then makes anew. compile=False never compiles. The reason was: "
+                f"{_first_lines(error)}"
             )
             self._compiled = self.function
             return self.function(*args)
@@ -99,11 +104,9 @@ def _compile(function: Callable[..., Any], cuda_graphs: bool) -> Callable[..., A
     return th._dynamo.config.patch(trace_autograd_ops=True)(compiled)
 
 
-def _compiler_errors() -> tuple[type[Exception], ...]:
-    """What ``torch.compile`` raises; importing it takes a second, so that only those who compile do."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-    return TorchDynamoException, FailOnRecompileLimitHit
+def _cache_folder() -> str:
+    """Where PyTorch keeps what it compiled; it sets the variable itself when it first looks there."""
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "torchinductor_<user>")
 
 
 def _first_lines(error: Exception, n_lines: int = 3) -> str:

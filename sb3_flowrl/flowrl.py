@@ -2,33 +2,34 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
+import inspect
 import io
 import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import get_parameters_by_name, polyak_update
+from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import checks, defaults, losses, run_state, safe, update
 from sb3_flowrl.arguments import (
     ALGORITHM_CHECKS,
+    as_env,
     check_arguments,
     check_combination,
     check_discount,
-    check_env,
     check_train_freq,
     initial_spread_coef,
 )
@@ -37,6 +38,7 @@ from sb3_flowrl.execution import MaybeCompiled, matmul_precision
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
+from sb3_flowrl.old_models import has_unsorted_keys, read_saved_names, was_made_with_sorted_keys, with_sorted_keys
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_flowrl.replay import Batch, sample_batches
 
@@ -44,6 +46,13 @@ SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 
 #: With ``compile="auto"`` a CPU compiles from this update on: shorter runs end before compiling has paid for itself.
 AUTO_COMPILE_UPDATES = 10_000
+
+
+def _make_policy(
+    policy_class: type[BasePolicy], observation_space: spaces.Space, _: spaces.Space, *args: Any, **kwargs: Any
+) -> BasePolicy:
+    """In the place of ``policy_class``, so that SB3 gives the policy another observation space than the replay buffer."""
+    return policy_class(observation_space, *args, **kwargs)
 
 
 class FlowRL(OffPolicyAlgorithm):
@@ -204,12 +213,13 @@ class FlowRL(OffPolicyAlgorithm):
         self.has_former_defaults = defaults.is_loading()
         if self.has_former_defaults:
             self.spread_coef = 0.0
+        # Files without this attribute have networks that were built on a Dict space with sorted keys
+        self.has_sorted_keys = defaults.is_loading()
         self._generators_before_step: run_state.GeneratorStates | None = None
         if _init_setup_model:  # while loading, the arguments are not yet the model's own
-            check_env(env)
             check_arguments(ALGORITHM_CHECKS, locals())
-        if env is not None:
-            env = maybe_make_env(env, verbose)
+        if env is not None or _init_setup_model:
+            env = as_env(env, verbose)
             checks.check_action_space(env.action_space)
 
         super().__init__(
@@ -256,9 +266,13 @@ class FlowRL(OffPolicyAlgorithm):
             raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
-        observation_space = self.observation_space
+        observation_space, policy_class = self.observation_space, self.policy_class
         if not self.float64_observations:
+            # SB3 gives one space to both: the replay buffer gets this one, and the policy the environment's own
             self.observation_space = float32_space(observation_space)
+            self.policy_class = partial(  # type: ignore[assignment]
+                _make_policy, policy_class, self._policy_space(observation_space)
+            )
         with warnings.catch_warnings():
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
                 # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
@@ -267,6 +281,7 @@ class FlowRL(OffPolicyAlgorithm):
                 super()._setup_model()
         check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
+        self.policy_class = policy_class
         self._create_aliases()
         self._setup_spread_coef()
         self._cuda_graphs = self.device.type == "cuda"
@@ -277,6 +292,14 @@ class FlowRL(OffPolicyAlgorithm):
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
             for online, target in self._target_pairs()
         ]
+
+    def _policy_space(self, observation_space: spaces.Space) -> spaces.Space:
+        if self.has_sorted_keys and isinstance(observation_space, spaces.Dict):
+            return with_sorted_keys(observation_space)
+        return observation_space
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = partial(checks.learning_rate_of, FloatSchedule(self.learning_rate).value_schedule)
 
     def _setup_spread_coef(self) -> None:
         self.log_spread_coef: th.Tensor | None = None
@@ -320,7 +343,6 @@ class FlowRL(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # Update learning rate according to lr schedule
         self._update_learning_rate(self._optimizers())
-        checks.check_learning_rate(self.actor.optimizer.param_groups[0]["lr"], self._current_progress_remaining)
 
         logs: list[update.Terms] = []
         diverged = th.zeros((), device=self.device, dtype=th.float32)  # looked at when all updates are done
@@ -445,7 +467,8 @@ class FlowRL(OffPolicyAlgorithm):
         """
         Return a trained model.
 
-        :param total_timesteps: The total number of samples (env steps) to train on; a float must be whole, such as 1e6
+        :param total_timesteps: The total number of samples (env steps) to train on; a float must be whole, such as 1e6. With
+            ``reset_num_timesteps=False`` it may be 0 or less, as in ``1_000_000 - model.num_timesteps``: nothing is left to do
         :param callback: callback(s) called at every step with state of the algorithm.
         :param log_interval: the number of episodes before logging
         :param tb_log_name: the name of the run for TensorBoard logging
@@ -458,14 +481,23 @@ class FlowRL(OffPolicyAlgorithm):
         check_train_freq(self.n_envs, self.train_freq)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
-        return super().learn(
-            total_timesteps=checks.whole_number("total_timesteps", total_timesteps),
+        at_least = 0 if reset_num_timesteps else None
+        n_updates_before = self._n_updates
+        super().learn(
+            total_timesteps=max(0, checks.whole_number("total_timesteps", total_timesteps, at_least)),
             callback=callback,
             log_interval=log_interval,
             tb_log_name=tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+        if self._num_timesteps_at_start < self.num_timesteps <= self.learning_starts and self._n_updates == n_updates_before:
+            warnings.warn(
+                f"No update was made: learn() ended at step {self.num_timesteps}, and the updates begin after "
+                f"learning_starts={self.learning_starts} steps of the model. Train for longer, or pass a smaller one, as in "
+                f"{type(self).__name__}(..., learning_starts={min(100, max(self.num_timesteps // 10, 0))})."
+            )
+        return self
 
     @classmethod
     def load(
@@ -488,11 +520,25 @@ class FlowRL(OffPolicyAlgorithm):
         :param custom_objects: objects to put in the place of the saved ones, by their names
         :param print_system_info: Whether to print system info from the saved model and the current system info
         :param force_reset: Force call to ``reset()`` before training
-        :param kwargs: arguments of ``FlowRL`` to change
+        :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
         :return: the model
+        :raises TypeError: for a keyword that is neither
         """
         with defaults.loading():
+            if kwargs:
+                cls._check_keywords_of_load(kwargs, path)
+            if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
+                kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    @classmethod
+    def _check_keywords_of_load(cls, kwargs: dict[str, Any], path: str | Path | io.BufferedIOBase) -> None:
+        arguments = inspect.signature(cls.__init__).parameters
+        blank = cls(policy=FlowActorCriticPolicy, env=None, _init_setup_model=False)  # type: ignore[arg-type]
+        known = {*arguments, *vars(blank), *blank._excluded_save_params()}
+        if not kwargs.keys() <= known:
+            known.update(read_saved_names(path))
+        checks.check_keywords(f"{cls.__name__}.load", kwargs, known)
 
     def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
         """
@@ -581,16 +627,29 @@ class FlowRL(OffPolicyAlgorithm):
         :param exact_match: If True, the given parameters should include parameters for each module and each of their
             parameters, otherwise raises an Exception.
         :param device: Device on which the code should run.
-        :raises ValueError: if names are missing, or the coefficient of the spread is learned here and not there, or there and
-            not here; the latter, while a model is loaded, as a RuntimeError
+        :raises ValueError: if names are missing, if the coefficient of the spread is learned here and not there, or there and
+            not here, or if a file's networks take the keys of Dict observations in another order; the first two, while a
+            model is loaded, as a RuntimeError
         """
         params = load_path_or_dict
         if not isinstance(params, dict):
+            if has_unsorted_keys(self.observation_space) and was_made_with_sorted_keys(params) != self.has_sorted_keys:
+                raise ValueError(
+                    "Either this model or the file is of a version of sb3_flowrl whose networks took the keys of Dict "
+                    "observations in sorted order, and the other is not. Load the file with FlowRL.load instead."
+                )
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        # SB3's `load` takes a ValueError for one of a model of an old version, and hides it behind another
+        error_class = RuntimeError if defaults.is_loading() else ValueError
+        missing = [name for name in self._get_torch_save_params()[0] if name not in params]
+        if exact_match and missing and missing != ["spread_coef_optimizer"]:
+            raise error_class(
+                f"Names of parameters do not match this model's: {', '.join(map(repr, missing))} missing from the given "
+                f"{', '.join(map(repr, params)) or 'none'}. Pass exact_match=False to set only those that are given."
+            )
         is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
         if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
-            # SB3's `load` takes a ValueError for one of a model of an old version, and hides it behind another
-            raise (RuntimeError if defaults.is_loading() else ValueError)(
+            raise error_class(
                 f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
                 f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
                 f'spread_coef="auto".'
@@ -605,6 +664,7 @@ class FlowRL(OffPolicyAlgorithm):
             "_differentiate_values",
             "_differentiate_actor",
             "_run_identity",
+            "lr_schedule",  # made of `learning_rate`
         ]
         return [*super()._excluded_save_params(), *aliases, *own]
 

@@ -149,4 +149,4 @@ def gradient_cosine(ours: Sequence[th.Tensor], theirs: Sequence[th.Tensor]) -> f
 
 
 def _flat(gradients: Sequence[th.Tensor]) -> th.Tensor:
-    return th.cat([gradient.flatten() for gradient in gradients]).double()
+    return th.cat([gradient.flatten() for gradient in gradients]).double() if gradients else th.zeros(0).double()

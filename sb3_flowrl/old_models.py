@@ -1,18 +1,77 @@
 """
-Loading what was saved before the networks of a critic were stacked (see ``stacked.py``): there each network had parameters,
-and moments in its optimiser, of its own.
+Loading what older releases saved.
+
+Before the networks of a critic were stacked (see ``stacked.py``), each network had parameters, and moments in its optimiser,
+of its own. And before a policy got the environment's own observation space, it got one with sorted keys.
 """
 
+import io
+import json
 import re
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.save_util import open_path
 from torch import nn
 
 from sb3_flowrl.stacked import StackedActivation, StackedMLP
 
 #: ``networks.<network>.<layer>.<name>``; what is now stacked is called ``networks.<layer>.<name>``
 _OLD_KEY = re.compile(r"networks\.\d+\.\d+\.\w+")
+
+
+def has_unsorted_keys(space: spaces.Space) -> bool:
+    """
+    :param space: an observation space
+    :return: whether it is a Dict whose keys gymnasium would sort
+    """
+    return isinstance(space, spaces.Dict) and list(space.spaces) != list(with_sorted_keys(space).spaces)
+
+
+def with_sorted_keys(space: spaces.Dict) -> spaces.Dict:
+    """
+    The observation space that policies of Dict observations had before they got the environment's own. The first layer of
+    their networks takes the features in this order.
+
+    :param space: the environment's observation space
+    :return: the same space with its keys sorted
+    """
+    try:
+        return spaces.Dict(sorted(space.spaces.items(), key=lambda item: item[0]))
+    except TypeError:  # keys that can't be compared stayed in their order
+        return space
+
+
+def was_made_with_sorted_keys(path: str | Path | io.BufferedIOBase) -> bool:
+    """
+    :param path: a file that ``FlowRL.save`` wrote
+    :return: whether its networks were built on :func:`with_sorted_keys`
+    """
+    return bool(_saved_json(path).get("has_sorted_keys", True))
+
+
+def read_saved_names(path: str | Path | io.BufferedIOBase) -> set[str]:
+    """
+    :param path: a file that ``FlowRL.save`` wrote
+    :return: the names of the attributes in it
+    """
+    return set(_saved_json(path))
+
+
+def _saved_json(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    """The attributes as JSON, without unpickling any. Where there are none, SB3 says what is wrong with the file."""
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError):
+        return {}
+    finally:
+        if file is not path:
+            file.close()
 
 
 def stack_state_dict(networks: StackedMLP, state_dict: dict[str, Any], prefix: str) -> None:

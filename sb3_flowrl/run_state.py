@@ -24,7 +24,6 @@ from typing import Any, BinaryIO, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -45,7 +44,7 @@ from stable_baselines3.common.vec_env import (
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_flowrl import pickling, run_identity
-from sb3_flowrl.arguments import check_env
+from sb3_flowrl.arguments import as_env
 from sb3_flowrl.checkpoint import CheckpointError, FileWriter, read_manifest, read_newest, resolve_folder, write_checkpoint
 from sb3_flowrl.checks import check_positive_int
 
@@ -620,9 +619,8 @@ def load_newest_run(
             f"env=None, but the run in {folder} can go on in an environment only. Pass the one that it was made with, or, to "
             "predict only, load the model.zip in one of its checkpoints with `load`."
         )
-    check_env(env)
     run_identity.check_argument_names(algorithm, arguments)
-    env = maybe_make_env(env, 0)
+    env = as_env(env, 0)
     changed = {name: value for name, value in arguments.items() if name in run_identity.FREE_ARGUMENTS}
 
     def read(path: Path) -> SelfOffPolicyAlgorithm:

@@ -5,6 +5,7 @@ Unpickling, which ``FlowRL.load`` can't do without, runs whatever code a file br
 acted on before it is checked. The checksum finds damage; it is no signature, and does not tell who wrote the file.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -119,7 +120,11 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """
     :param path: the file, which holds either what it did before or all of the new content, whatever happens
     :param content: the new content
+    :raises OSError: naming the file, and not the temporary one beside it
     """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, f"The folder {folder!r} does not exist. Create it first", os.fspath(path))
     temporary = f"{os.fspath(path)}.{secrets.token_hex(4)}.tmp"  # in the same folder, as renaming needs the same disk
     try:
         with open(temporary, "xb") as file_handler:
@@ -127,9 +132,11 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
             file_handler.flush()
             os.fsync(file_handler.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
 

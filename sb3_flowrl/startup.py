@@ -30,36 +30,56 @@ class _CompletingLoader:
         return getattr(self._loader, name)
 
     def create_module(self, spec):
-        return self._loader.create_module(spec)
+        create_module = getattr(self._loader, "create_module", None)
+        return None if create_module is None else create_module(spec)
 
     def exec_module(self, module):
         module.__spec__.loader = module.__loader__ = self._loader  # leave no trace on the module
-        self._loader.exec_module(module)
-        from sb3_flowrl import zoo
-
-        zoo.complete(module)
+        if hasattr(self._loader, "exec_module"):
+            self._loader.exec_module(module)
+        else:  # older loaders have only this, and may put another module in the place of ours
+            module = self._loader.load_module(module.__name__)
+        try:
+            from sb3_flowrl import zoo
+        except (Exception, SystemExit) as error:  # such as another package of this name
+            print(f"sb3-flowrl: can't be imported, and does not register with rl_zoo3: {error!r}", file=sys.stderr)
+        else:
+            zoo.complete(module)
 
 
 class _ZooFinder:
     """Has the other finders find a target, and wraps its loader."""
 
+    def __init__(self):
+        self._finding = set()
+
     def find_spec(self, name, path=None, target=None):
-        if name not in TARGETS:
+        # Another finder may ask all others as well, and so this one while it is asked
+        if name not in TARGETS or name in self._finding:
             return None
-        for finder in sys.meta_path:
-            find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(name, path, target) if find_spec is not None and finder is not self else None
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _CompletingLoader(spec.loader)
-                return spec
+        self._finding.add(name)
+        try:
+            for finder in sys.meta_path:
+                find_spec = getattr(finder, "find_spec", None)
+                spec = find_spec(name, path, target) if find_spec is not None and finder is not self else None
+                if spec is not None:
+                    if spec.loader is not None:
+                        spec.loader = _CompletingLoader(spec.loader)
+                    return spec
+        finally:
+            self._finding.discard(name)
         return None
+
+
+def _is_ours(finder) -> bool:
+    """By name, as this module may have been loaded anew since."""
+    return (type(finder).__module__, type(finder).__name__) == (__name__, _ZooFinder.__name__)
 
 
 def install() -> None:
     """Wait for rl_zoo3, unless that is done already or turned off."""
     try:
-        if os.environ.get(OPT_OUT, "") in ("", "0") and not any(type(f).__name__ == "_ZooFinder" for f in sys.meta_path):
+        if os.environ.get(OPT_OUT, "") in ("", "0") and not any(_is_ours(finder) for finder in sys.meta_path):
             sys.meta_path.insert(0, _ZooFinder())
     except Exception:  # an interpreter must start, whatever it finds
         pass

@@ -313,6 +313,29 @@ def test_dict_observations_and_hindsight_replay():
     assert all(np.isfinite(value) for value in found.values())
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_critics_without_hidden_layers_are_measured_by_what_they_are_given(batch_norm):
+    model = make_model(policy_kwargs=dict(net_arch=[], batch_norm=batch_norm))
+    model.learn(60, callback=DiagnosticsCallback(every=20, sample_size=16))
+    batch = batch_of(model, 16)
+    features = diagnostics.hidden_features(model.critic, batch.observations, batch.actions)
+    given = th.cat([batch.observations, batch.actions], dim=1)
+    assert th.equal(features, given.expand(2, 16, 4))
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_an_actor_that_is_frozen_has_gradients_of_zero(unused):
+    model = make_model().learn(60)
+    model.actor.requires_grad_(False)
+    if unused:
+        model.actor.head = th.nn.Linear(2, 2)
+    callback = DiagnosticsCallback(sample_size=16)
+    callback.init_callback(model)
+    measured = callback.measure()
+    assert measured["q_gradient_norm"] == measured["constraint_gradient_norm"] == 0.0
+    assert np.isnan(measured["gradient_cosine"]) and measured["weighted_flow_matching_loss"] > 0.0
+
+
 def test_episodes_that_are_too_short_are_warned_about_and_give_no_bias():
     model = make_model(env=StepCountingEnv(False), learning_starts=10)
     callback = DiagnosticsCallback(every=100, eval_env=StepCountingEnv(False), sample_size=10)

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_flowrl import FlowRL, flowrl, update
+from sb3_flowrl import FlowRL, execution, flowrl, update
 from sb3_flowrl.execution import MaybeCompiled, matmul_precision
 from tests.golden import GoldenRun, authors_names, golden_sets, load_golden_set
 from tests.models import assert_same, batch_of, batches_of, make_model, moments, noise_of, parameters, trained_model
@@ -347,6 +348,36 @@ def test_what_can_not_be_compiled_runs_eagerly_and_says_so(traced):
     eager = make_model(compile=False, guidance=guidance).learn(56)
     for name, value in parameters(eager).items():
         th.testing.assert_close(parameters(compiled)[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_cache_that_becomes_a_file_is_named_and_the_updates_run_eagerly(tmp_path):
+    cache = tmp_path / "cache"
+    replace = f"import os, shutil; path = {str(cache)!r}; shutil.rmtree(path, ignore_errors=True); open(path, 'w').close()"
+    program = WITHOUT_COMPILER.replace(
+        "model = make_model(compile=True).learn(54)", f"model = make_model(compile=True); {replace}; model.learn(54)"
+    )
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("4 2 value_gradients could not be compiled"), run.stdout
+    assert f"delete {str(cache)!r}, which PyTorch then makes anew" in run.stdout and "File exists" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ImportError("x.so: file too short"), AssertionError("half imported")]
+)
+def test_a_compiler_whose_cache_is_damaged_does_not_end_the_training(error, monkeypatch):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(execution, "_compile", lambda function, cuda_graphs: fail)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/where/it/is")
+    with pytest.warns(
+        UserWarning,
+        match=f"gradients could not be compiled.*delete '/where/it/is', which.*{re.escape(str(error))}",
+    ):
+        assert make_model(compile=True).learn(54)._n_updates == 4
 
 
 def test_an_error_of_the_users_guidance_comes_through(traced):

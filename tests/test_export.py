@@ -1,6 +1,7 @@
 """The ONNX file gives predict's actions."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_flowrl import FlowRL, MultiInputPolicy, export
 from sb3_flowrl.export import export_onnx, largest_difference
@@ -22,6 +24,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 CASES: dict[str, dict[str, Any]] = {
     "defaults": dict(),
+    "an activation with arguments": dict(net_arch=(8,), activation_fn=partial(nn.LeakyReLU, 0.2)),
     "images": {**POLICIES["images"], "noise_clip": 0.3},
     "everything changed": dict(
         policy_class=MultiInputPolicy,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_flowrl import FlowActorCriticPolicy
@@ -115,6 +116,43 @@ def test_target_networks_stay_in_eval_mode():
         for name in NETWORKS:
             for module in getattr(policy, name).modules():
                 assert module.training == (mode and "target" not in name), name
+
+
+class DropoutExtractor(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.parts = nn.Sequential(nn.Sequential(nn.Dropout(0.5)))
+
+    def forward(self, observations):
+        return self.parts(super().forward(observations))
+
+
+@pytest.mark.parametrize("part", ["features_extractor", "features_extractor.parts.0.0", "velocity_net"])
+@pytest.mark.parametrize("who", ["policy", "actor"])
+def test_predicting_puts_every_part_in_evaluation_mode(part, who):
+    policy = make_policy(features_extractor_class=DropoutExtractor)
+    policy.set_training_mode(False)
+    policy.actor.register_module("nothing", None)
+    policy.actor.get_submodule(part).train()
+    actions = [(policy if who == "policy" else policy.actor).predict(np.ones(3), deterministic=True)[0] for _ in range(20)]
+    np.testing.assert_array_equal(actions, actions[:1] * 20)
+    policy.critic.features_extractor.train()
+    policy.predict(np.ones(3))
+    assert not any(module.training for module in policy.modules())
+
+
+def test_training_puts_every_part_in_training_mode_as_the_part_itself_understands_it():
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    policy = make_policy(features_extractor_class=DropoutExtractor)
+    policy.actor.features_extractor.parts.append(Frozen(3))
+    policy.set_training_mode(True)
+    policy.actor.features_extractor.parts[0].eval()
+    policy.set_training_mode(True)
+    assert policy.actor.features_extractor.parts[0][0].training
+    assert not policy.actor.features_extractor.parts[1].training
 
 
 def test_every_network_but_the_targets_has_an_optimizer_for_all_its_parameters():

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -443,6 +445,50 @@ def test_vec_normalize_is_not_forgotten_by_a_model_loaded_without_its_environmen
                 save_policy_safe(loaded, path)
         else:
             save_policy_safe(loaded, path)
+
+
+IMAGES = [[str(i), box(shape=[1, 36, 36], dtype="uint8", low=[0], high=[255])] for i in range(3_200)]
+
+
+@pytest.mark.parametrize(
+    ("space", "extractor", "message"),
+    [
+        ({"type": "Dict", "spaces": [["a", box(shape=[3])]]}, "FlattenExtractor", "FlattenExtractor does not take .*Dict"),
+        ({"type": "Dict", "spaces": [["a", box(shape=[3])]]}, "NatureCNN", "NatureCNN does not take .*Dict"),
+        (box(shape=[3]), "CombinedExtractor", r"CombinedExtractor does not take .*Box"),
+        ({"type": "Dict", "spaces": []}, "CombinedExtractor", "A Dict without spaces"),
+        ({"type": "Dict", "spaces": IMAGES}, "CombinedExtractor", "A Dict of 3200 images exceeds the 64 allowed"),
+    ],
+)
+def test_observations_that_the_extractor_can_not_take_are_refused_before_anything_is_built(small, space, extractor, message):
+    forge(small, set_actor(observation_space=space, features_extractor=extractor))
+    start = time.process_time()
+    with pytest.raises(PolicyFileError, match=message):
+        load_policy_safe(small)
+    assert time.process_time() - start < 2.0
+
+
+def test_a_policy_whose_extractor_can_not_take_its_observations_is_not_saved(path):
+    policy = make_policy(MIXED, policy_class=MultiInputPolicy, features_extractor_class=FlattenExtractor)
+    with pytest.raises(ValueError, match=r"FlattenExtractor does not take observations of Dict.* there is CombinedExtractor"):
+        save_policy_safe(policy, path)
+    assert not path.exists()
+
+
+def test_what_can_not_be_written_names_the_file_and_not_a_temporary_one(path, monkeypatch):
+    missing = path.parent / "missing" / "policy.safetensors"
+    with pytest.raises(
+        FileNotFoundError, match=r"The folder '.*missing' does not exist. Create it first: '.*policy.safetensors'"
+    ):
+        save_policy_safe(make_policy(), missing)
+    folder = path.parent / "folder"
+    folder.mkdir()
+    long = path.parent / ("x" * 250)  # and the temporary one's is too long
+    for wrong in (folder, long):
+        with pytest.raises(OSError, match=str(wrong)) as error:
+            save_policy_safe(make_policy(), wrong)
+        assert "tmp'" not in str(error.value) and error.value.filename == str(wrong)
+    assert os.listdir(path.parent) == ["folder"]
 
 
 def test_saving_replaces_at_once_or_not_at_all(small, monkeypatch):
