@@ -14,12 +14,14 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
+from stable_baselines3.her import HerReplayBuffer
 from torch import nn
 
 from sb3_flowrl.checks import check_choice, check_number, check_positive_int, learning_rate_of
@@ -284,6 +286,29 @@ def check_combination(observation_space: spaces.Space, n_steps: int, optimize_me
                 raise ValueError(f"{name}={value} can't be had with Dict observations. Leave it at {off}, or flatten them.")
     if optimize_memory_usage and n_steps > 1:
         raise ValueError(f"optimize_memory_usage=True can't be had with n_steps={n_steps}. Choose one of them.")
+
+
+def check_replay_buffer(model: OffPolicyAlgorithm) -> None:
+    """
+    Check that the replay buffer that is asked for suits the environment.
+
+    :param model: a model whose replay buffer has not been made yet
+    :raises ValueError: if it does not
+    """
+    if model.optimize_memory_usage and model.buffer_size // model.n_envs < 2:
+        raise ValueError(
+            f"optimize_memory_usage=True needs room for two transitions of each environment, but buffer_size="
+            f"{model.buffer_size} for n_envs={model.n_envs} has less. Give it at least {2 * model.n_envs}."
+        )
+    if model.replay_buffer_class is None or not issubclass(model.replay_buffer_class, HerReplayBuffer):
+        return
+    keys = ("observation", "achieved_goal", "desired_goal")
+    space = model.observation_space
+    if not isinstance(space, spaces.Dict) or not {*keys} <= space.spaces.keys():
+        raise ValueError(
+            f"replay_buffer_class={model.replay_buffer_class.__name__} needs Dict observations with the keys {keys}, but the "
+            f"observation space is {space}. Use an environment with goals, or another replay buffer."
+        )
 
 
 def check_train_freq(n_envs: int, train_freq: Any) -> None:

@@ -2,6 +2,7 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
+import copy
 import inspect
 import io
 import math
@@ -30,10 +31,12 @@ from sb3_flowrl.arguments import (
     check_arguments,
     check_combination,
     check_discount,
+    check_replay_buffer,
     check_train_freq,
     initial_spread_coef,
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
+from sb3_flowrl.dry_run import try_out
 from sb3_flowrl.execution import MaybeCompiled, matmul_precision
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
@@ -256,6 +259,7 @@ class FlowRL(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         check_arguments(ALGORITHM_CHECKS, vars(self))  # again, as `load` may have changed them
         check_combination(self.observation_space, self.n_steps, self.optimize_memory_usage)
+        check_replay_buffer(self)
         if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
             raise ValueError(
                 f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
@@ -287,11 +291,20 @@ class FlowRL(OffPolicyAlgorithm):
         self._cuda_graphs = self.device.type == "cuda"
         self._differentiate_values = MaybeCompiled(update.value_gradients, self._cuda_graphs)
         self._differentiate_actor = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
-        # Running mean and running var
-        self._batch_norm_stats = [
-            (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
-            for online, target in self._target_pairs()
-        ]
+        if self.env is not None:  # else it can only predict
+            try_out(self)
+
+    def rehearsal(self) -> "FlowRL":
+        """
+        Copy what an update changes.
+
+        :return: a model with copies of the networks and optimizers, and all else in common
+        """
+        copied = copy.copy(self)
+        copied.policy, copied.compile = copy.deepcopy(self.policy), False
+        copied._create_aliases()
+        copied._setup_spread_coef()
+        return copied
 
     def _policy_space(self, observation_space: spaces.Space) -> spaces.Space:
         if self.has_sorted_keys and isinstance(observation_space, spaces.Dict):
@@ -326,6 +339,11 @@ class FlowRL(OffPolicyAlgorithm):
         self.behavior_critic = self.policy.behavior_critic
         self.behavior_critic_target = self.policy.behavior_critic_target
         self.behavior_value = self.policy.behavior_value
+        # Running mean and running var
+        self._batch_norm_stats = [
+            (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
+            for online, target in self._target_pairs()
+        ]
 
     def _target_pairs(self) -> list[tuple[FlowCritic, FlowCritic]]:
         pairs = [(self.behavior_critic, self.behavior_critic_target)]

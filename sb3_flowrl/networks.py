@@ -2,6 +2,7 @@
 The networks of FlowRL: the flow actor, the twin critics and the state value.
 """
 
+import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +54,7 @@ def create_normed_mlp(
         layers.append(nn.Linear(width, next_width))
         layers += [nn.LayerNorm(next_width)] if layer_norm and not batch_norm else []
         if batch_norm or not (linear_ends and index in (0, len(net_arch) - 1)):
-            layers.append(activation_fn())
+            layers.append(_make_activation(activation_fn, next_width))
         width = next_width
     layers += [_batch_norm(width)] if batch_norm else []
     layers.append(nn.Linear(width, output_dim))
@@ -62,6 +63,23 @@ def create_normed_mlp(
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
+
+
+def _make_activation(activation_fn: type[nn.Module], width: int) -> nn.Module:
+    try:
+        activation = activation_fn()
+        with th.no_grad(), th.random.fork_rng(devices=[]):
+            shape = copy.deepcopy(activation)(th.zeros(2, width)).shape
+    except Exception as error:
+        raise ValueError(
+            f"activation_fn={activation_fn} makes no activation: {type(error).__name__}: {error}. Pass a class such as "
+            "nn.ReLU, or a function without arguments that returns a module."
+        ) from error
+    if shape != (2, width):
+        raise ValueError(
+            f"activation_fn={activation_fn} turns {width} features into {tuple(shape[1:])}; it must keep their number."
+        )
+    return activation
 
 
 def _batch_norm(width: int) -> nn.BatchNorm1d:

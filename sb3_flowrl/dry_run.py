@@ -1,0 +1,104 @@
+"""
+A trial of an update on made-up data, so that arguments that can't work are an error before the first environment step.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.noise import VectorizedActionNoise
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+
+from sb3_flowrl.diagnostics import own_random_numbers
+from sb3_flowrl.replay import Batch
+
+if TYPE_CHECKING:
+    from sb3_flowrl.flowrl import FlowRL
+
+#: Transitions of the trial batch.
+N_ROWS = 4
+
+
+def try_out(model: "FlowRL") -> None:
+    """
+    Draw action noise and take one gradient step, with copies of both: the model and all random numbers stay as they are.
+
+    :param model: a model whose networks and replay buffer have been made
+    :raises ValueError: if that fails, saying why and which arguments to look at
+    """
+    with own_random_numbers(0, model.device):
+        check_action_noise(model)
+        try:
+            rehearsal = model.rehearsal()
+        except Exception:  # a part of the user's own that can't be copied may still be trained
+            return
+        try:
+            rehearsal.policy.set_training_mode(True)
+            rehearsal._gradient_step(make_batch(model), True, th.zeros((), device=model.device, dtype=th.float32))
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith("guidance="):
+                raise
+            raise ValueError(
+                f"An update fails with {type(error).__name__}: {error}\nOne of these arguments does not work: "
+                f"guidance={model.guidance!r}, policy_kwargs={model.policy_kwargs!r} (above all optimizer_class and "
+                "optimizer_kwargs, activation_fn, features_extractor_class)."
+            ) from error
+
+
+def check_action_noise(model: "FlowRL") -> None:
+    """
+    Draw action noise once, and check its shape.
+
+    :param model: the model
+    :raises ValueError: if the noise can't be drawn, or can't be added to the actions of all environments
+    """
+    if model.action_noise is None:
+        return
+    noise, n_envs, shape = copy.deepcopy(model.action_noise), model.n_envs, model.action_space.shape
+    if n_envs > 1 and not isinstance(noise, VectorizedActionNoise):
+        noise = VectorizedActionNoise(noise, n_envs)  # as SB3 does
+    try:
+        drawn = noise()
+    except Exception as error:
+        raise ValueError(f"action_noise={model.action_noise} fails with {type(error).__name__}: {error}") from error
+    actions = np.zeros((n_envs, *(shape or ())))
+    try:
+        fits = np.shape(actions + drawn) == np.shape(actions)
+    except (ValueError, TypeError):  # NumPy can't add them
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"action_noise={model.action_noise} has the shape {np.shape(drawn)}, which can't be added to the actions of "
+            f"{n_envs} environment(s) of shape {shape}. Give it mean and sigma of shape {shape}."
+        )
+
+
+def make_batch(model: "FlowRL") -> Batch:
+    """
+    Make up a replay sample.
+
+    :param model: the model
+    :return: :data:`N_ROWS` transitions with random observations
+    """
+    assert model.replay_buffer is not None
+    space = copy.deepcopy(model.replay_buffer.observation_space)
+    space.seed(0)
+    column = th.zeros(N_ROWS, 1, device=model.device, dtype=th.float32)
+    sample_class: Any = DictReplayBufferSamples if isinstance(space, spaces.Dict) else ReplayBufferSamples
+    return sample_class(
+        observations=_sample(space, model.device),
+        actions=column.expand(-1, model.actor.action_dim).contiguous(),
+        next_observations=_sample(space, model.device),
+        dones=column,
+        rewards=column,
+        discounts=column,
+    )
+
+
+def _sample(space: spaces.Space, device: th.device) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _sample(part, device) for key, part in space.items()}
+    drawn = np.stack([np.asarray(space.sample()) for _ in range(N_ROWS)])
+    return th.as_tensor(drawn.reshape(N_ROWS, -1) if drawn.ndim == 1 else drawn, device=device)
