@@ -29,7 +29,7 @@ from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
 from sb3_flowrl.guidance import GUIDANCES
 
 #: What ``precision`` may be.
-PRECISIONS = ("float32", "float32_fast", "bfloat16")
+PRECISIONS = ("auto", "float32", "float32_fast", "bfloat16")
 #: What ``critic_layout`` may be.
 CRITIC_LAYOUTS = ("mlp", "reference")
 

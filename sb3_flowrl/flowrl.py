@@ -37,7 +37,7 @@ from sb3_flowrl.arguments import (
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.dry_run import try_out
-from sb3_flowrl.execution import MaybeCompiled, matmul_precision
+from sb3_flowrl.execution import MaybeCompiled, matmul_precision, resolve_precision
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
@@ -126,7 +126,8 @@ class FlowRL(OffPolicyAlgorithm):
     :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of the
         actions, scaled to [-1, 1], in its geometric mean over their dimensions, see ``losses.log_spread``
     :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
-        TF32 on CUDA, see ``update.matmul_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
+        TF32 on CUDA, see ``execution.matmul_precision``. "auto": the faster of these two that is exact on this machine, kept
+        in ``resolved_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
         optimiser state and losses stay in float32
     :param compile: whether the updates run through ``torch.compile`` (on CUDA in CUDA graphs), which takes up to a minute at
         the first of them. "auto" compiles at once on CUDA, and on a CPU from update 10 000 on
@@ -186,7 +187,7 @@ class FlowRL(OffPolicyAlgorithm):
         noise_clip: float | None = 1.0,
         spread_coef: float | str = "auto",
         target_spread: float = 0.16,
-        precision: str = "float32",
+        precision: str = "auto",
         compile: bool | str = "auto",
         float64_observations: bool = False,
         stats_window_size: int = 100,
@@ -288,6 +289,9 @@ class FlowRL(OffPolicyAlgorithm):
         self.policy_class = policy_class
         self._create_aliases()
         self._setup_spread_coef()
+        self.resolved_precision = resolve_precision(self.precision, self.device)
+        if self.precision == "auto" and self.verbose >= 1:
+            print(f"Using {self.resolved_precision} precision")
         self._cuda_graphs = self.device.type == "cuda"
         self._differentiate_values = MaybeCompiled(update.value_gradients, self._cuda_graphs)
         self._differentiate_actor = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
@@ -364,7 +368,7 @@ class FlowRL(OffPolicyAlgorithm):
 
         logs: list[update.Terms] = []
         diverged = th.zeros((), device=self.device, dtype=th.float32)  # looked at when all updates are done
-        with matmul_precision(self.precision, self.device):
+        with matmul_precision(self.settings.precision, self.device):
             for batch in self._sample_batches(gradient_steps, batch_size):  # Line 6
                 # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
                 steps_actor = self._n_updates % self.policy_delay == 0
@@ -430,7 +434,8 @@ class FlowRL(OffPolicyAlgorithm):
     def settings(self) -> update.Settings:
         """:return: the constants of the update's equations, as the arguments are now"""
         guidance = GUIDANCES[self.guidance] if isinstance(self.guidance, str) else self.guidance
-        return update.Settings(self.expectile, self.w2_coef, guidance, self.per_sample, self.matching, self.precision)
+        precision = resolve_precision(self.precision, self.device)
+        return update.Settings(self.expectile, self.w2_coef, guidance, self.per_sample, self.matching, precision)
 
     def _compiles_now(self) -> bool:
         if self.compile == "auto":

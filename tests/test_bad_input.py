@@ -28,7 +28,11 @@ from tests.models import make_model, parameters
         ("guidance", None, "guidance=None is unknown"),
         ("matching", "latent", "matching='latent' is unknown; choose one of 'action', 'pre_squash'"),
         ("noise_clip", 0, "noise_clip=0 must be a number above 0, or None not to clip"),
-        ("precision", "float16", "precision='float16' is unknown; choose one of 'float32', 'float32_fast', 'bfloat16'"),
+        (
+            "precision",
+            "float16",
+            "precision='float16' is unknown; choose one of 'auto', 'float32', 'float32_fast', 'bfloat16'",
+        ),
         ("replay_buffer_kwargs", dict(recent_share=1.5), r"recent_share=1\.5 must be a number between 0 and 1"),
         ("replay_buffer_kwargs", dict(recent_size=0), "recent_size=0 must be an integer of at least 1"),
         ("n_steps", 3, r"n_steps=3 has no effect .* Use NStepRecencyReplayBuffer, and replay_buffer_kwargs=dict\(n_steps=3"),

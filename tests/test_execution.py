@@ -190,6 +190,28 @@ def test_bfloat16_compiled_stays_near_float32(traced):
     th.testing.assert_close(losses["both"], losses["exact"], rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.parametrize("rounds, resolved", [(True, "float32"), (False, "float32_fast")])
+def test_auto_is_the_fastest_precision_that_is_exact_on_the_machine(rounds, resolved, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(execution, "_one_dnn_rounds", lambda: rounds)
+    model = make_model(verbose=1)
+    assert model.precision == "auto" and model.resolved_precision == model.settings.precision == resolved
+    assert capsys.readouterr().out.count(f"Using {resolved} precision") == 1
+    model.save(tmp_path / "model")
+    monkeypatch.setattr(execution, "_one_dnn_rounds", lambda: not rounds)  # on another machine
+    assert FlowRL.load(tmp_path / "model").settings.precision != resolved
+    capsys.readouterr()
+    assert make_model(precision="bfloat16", verbose=1).settings.precision == "bfloat16"  # what is asked for always wins
+    assert "precision" not in capsys.readouterr().out
+
+
+def test_auto_looks_at_what_the_processor_does():
+    assert execution._one_dnn_rounds() == rounds_factors("float32_fast")
+    before = th.get_rng_state()
+    execution._one_dnn_rounds.cache_clear()
+    execution._one_dnn_rounds()
+    assert th.equal(before, th.get_rng_state())
+
+
 def test_the_precision_of_the_process_is_put_back(monkeypatch):
     seen = []
     model = trained_model(precision="float32_fast")

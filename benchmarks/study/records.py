@@ -133,7 +133,10 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
         defaults = ADDED_SINCE | defaults
         defaults |= what_none_means(TODAYS if defaults["policy_kwargs.batch_norm"] is None else FORMER)
     defaults.pop("policy_kwargs", None)
-    return defaults | name_policy_arguments(hyperparameters)
+    effective = defaults | name_policy_arguments(hyperparameters)
+    if effective.get("precision") == "auto":  # which is float32 on every machine, by whichever library is faster there
+        effective["precision"] = "float32"
+    return effective
 
 
 def what_none_means(defaults: PolicyDefaults) -> Record:
