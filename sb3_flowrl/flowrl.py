@@ -36,6 +36,7 @@ from sb3_flowrl.arguments import (
     initial_spread_coef,
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
+from sb3_flowrl.cuda_graphs import CapturedStep, as_saved, set_learning_rate
 from sb3_flowrl.dry_run import try_out
 from sb3_flowrl.execution import MaybeCompiled, matmul_precision, resolve_precision
 from sb3_flowrl.flow import draw_noise
@@ -129,8 +130,8 @@ class FlowRL(OffPolicyAlgorithm):
         TF32 on CUDA, see ``execution.matmul_precision``. "auto": the faster of these two that is exact on this machine, kept
         in ``resolved_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
         optimiser state and losses stay in float32
-    :param compile: whether the updates run through ``torch.compile`` (on CUDA in CUDA graphs), which takes up to a minute at
-        the first of them. "auto" compiles at once on CUDA, and on a CPU from update 10 000 on
+    :param compile: whether the updates run through ``torch.compile`` (on CUDA each as one CUDA graph), which takes up to a
+        minute at the first of them. "auto" compiles at once on CUDA, and on a CPU from update 10 000 on
     :param float64_observations: keep observations that arrive as float64 in float64 in the replay buffer, as SB3 does, at
         twice the memory. The networks see float32 in any case
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -292,9 +293,11 @@ class FlowRL(OffPolicyAlgorithm):
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
+        self._differentiate_values = MaybeCompiled(update.value_gradients, self.device)
+        self._differentiate_actor = MaybeCompiled(update.actor_gradients, self.device)
         self._cuda_graphs = self.device.type == "cuda"
-        self._differentiate_values = MaybeCompiled(update.value_gradients, self._cuda_graphs)
-        self._differentiate_actor = MaybeCompiled(update.actor_gradients, self._cuda_graphs)
+        self._captured_step = CapturedStep(self._gradient_step)
+        self._diverged = th.zeros((), device=self.device, dtype=th.float32)
         if self.env is not None:  # else it can only predict
             try_out(self)
 
@@ -367,12 +370,13 @@ class FlowRL(OffPolicyAlgorithm):
         self._update_learning_rate(self._optimizers())
 
         logs: list[update.Terms] = []
-        diverged = th.zeros((), device=self.device, dtype=th.float32)  # looked at when all updates are done
+        diverged = self._diverged.zero_()  # looked at when all updates are done
+        step = self._step_in_a_graph if self._cuda_graphs and self._compiles_now() else self._gradient_step
         with matmul_precision(self.settings.precision, self.device):
             for batch in self._sample_batches(gradient_steps, batch_size):  # Line 6
                 # Delayed policy updates; the first update of a fresh model steps the actor, as in the authors' code
                 steps_actor = self._n_updates % self.policy_delay == 0
-                logs.append(self._gradient_step(batch, steps_actor, diverged))  # Lines 7 to 10
+                logs.append(step(batch, steps_actor, diverged))  # Lines 7 to 10
                 self._n_updates += 1
 
         self._record(logs, diverged)
@@ -410,6 +414,34 @@ class FlowRL(OffPolicyAlgorithm):
         # Line 10: the targets
         self._update_targets(self.tau * (1.0 - diverged))
         return terms | found.terms
+
+    def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
+        """Take :meth:`_gradient_step` as one CUDA graph; what the step reads on the host decides which graph."""
+        optimizers = self._optimizers()
+        settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
+        constants = (
+            *(settings, self.tau, self.target_spread, self.spread_coef),
+            *map(id, update.trained_parameters(optimizers)),
+            # Loading an optimizer's state replaces its tensors
+            *(id(optimizer.state) for optimizer in optimizers),
+        )
+        return self._captured_step(batch, steps_actor, diverged, constants)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        if not self._cuda_graphs:
+            super()._update_learning_rate(optimizers)
+            return
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", learning_rate)
+        set_learning_rate(optimizers if isinstance(optimizers, list) else [optimizers], learning_rate, self.device)
+
+    def get_parameters(self) -> dict[str, dict]:
+        """
+        Return the parameters of the networks and the states of the optimizers, as in SB3.
+
+        :return: state dicts by the name of the object
+        """
+        return {name: as_saved(state_dict) for name, state_dict in super().get_parameters().items()}
 
     def _value_optimizers(self) -> list[th.optim.Optimizer]:
         return [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
@@ -678,6 +710,7 @@ class FlowRL(OffPolicyAlgorithm):
                 f'spread_coef="auto".'
             )
         super().set_parameters(params, exact_match=exact_match, device=device)
+        self._captured_step.reset()  # the optimizers' states are in other tensors now
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
@@ -686,6 +719,8 @@ class FlowRL(OffPolicyAlgorithm):
             "_generators_before_step",
             "_differentiate_values",
             "_differentiate_actor",
+            "_captured_step",
+            "_diverged",
             "_run_identity",
             "lr_schedule",  # made of `learning_rate`
         ]

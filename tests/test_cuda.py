@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_flowrl import FlowRL
+from sb3_flowrl import FlowRL, ResumableCheckpointCallback
 from sb3_flowrl.diagnostics import DiagnosticsCallback
 from tests.golden import golden_sets, load_golden_set
 from tests.models import assert_same, make_model, moments, parameters, trained_model
@@ -31,17 +32,33 @@ def test_golden_parity(path, per_sample, monkeypatch):
 
 
 @pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
-def test_golden_parity_in_cuda_graphs(path):
+def test_golden_parity_compiled(path):
+    """Four updates, which are not enough to be captured: the graphs are held to these below."""
     check_compiled_parity(path, per_sample=False, device="cuda")
 
 
-@pytest.mark.parametrize("precision", ["float32", "float32_fast", "bfloat16"])
-def test_cuda_graphs_compute_what_eager_updates_do(precision):
+def n_graphs(model: FlowRL) -> int:
+    return len(model._captured_step._graphs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(precision="float32"),
+        dict(precision="float32_fast"),
+        dict(precision="bfloat16"),
+        dict(policy_delay=3, learning_rate=lambda progress: 1e-3 * progress),
+        dict(policy_kwargs=dict(net_arch=[16], batch_norm=False), spread_coef=0.1),
+    ],
+    ids=["float32", "float32_fast", "bfloat16", "delay_and_schedule", "targets"],
+)
+def test_cuda_graphs_compute_what_eager_updates_do(options):
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*could not be compiled")
-        model = trained_model(device="cuda", compile=True, precision=precision)
-        eager = copy_of(model, device="cuda", compile=False, precision=precision)
+        warnings.filterwarnings("error", message=".*(could not be compiled|can't be captured)")
+        model = trained_model(device="cuda", compile=True, **options)
+        eager = copy_of(model, device="cuda", compile=False, **options)
         before, ours, theirs = (flat(each) for each in (parameters(model), train_alike(model, 20), train_alike(eager, 20)))
+    assert n_graphs(model) == 2 and n_graphs(eager) == 0
     apart = (ours - theirs).norm() / (theirs - before).norm()
     # Of the way gone: Adam makes whole steps of gradients that are next to nothing, and differ in the last digits
     assert apart < 0.01
@@ -84,9 +101,48 @@ def test_the_host_waits_once_for_many_updates(compile):
                 th.cuda.set_sync_debug_mode("default")
         return [f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
 
-    waits(4)  # whatever happens once
+    waits(12)  # whatever happens once, capturing included
     few, many = waits(2), waits(20)
     assert few == many and len(many) == 1, (few, many)
+    assert n_graphs(model) == (2 if compile else 0)
+
+
+def test_a_run_is_resumed_in_graphs_bit_for_bit(tmp_path):
+    whole = make_model(device="cuda").learn(200, callback=ResumableCheckpointCallback(tmp_path / "whole", 100))
+    make_model(device="cuda").learn(100, callback=ResumableCheckpointCallback(tmp_path / "part", 100))
+    resumed = FlowRL.load_checkpoint(tmp_path / "part", make_model().get_env(), device="cuda")
+    resumed.learn(100, reset_num_timesteps=False)
+    assert n_graphs(whole) == n_graphs(resumed) == 2
+    assert_same(parameters(resumed), parameters(whole))
+
+
+class Looking(BaseFeaturesExtractor):
+    """Can't be captured, as the host looks at a value in it."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=3)
+        self.scale = th.nn.Parameter(th.ones(()))
+
+    def forward(self, observations):
+        return observations * self.scale if self.scale.item() < 2 else observations
+
+
+def test_an_extractor_that_looks_at_values_runs_without_graphs_and_is_named():
+    options = dict(device="cuda", policy_kwargs=dict(net_arch=[16], features_extractor_class=Looking))
+    with pytest.warns(UserWarning, match=r"can't be captured in a CUDA graph.*test_cuda\.py"):
+        model = make_model(**options).learn(80)
+    assert n_graphs(model) == 0
+    before, ours = flat(parameters(make_model(**options))), flat(parameters(model))
+    theirs = flat(parameters(make_model(compile=False, **options).learn(80)))
+    assert (ours - theirs).norm() < 0.01 * (theirs - before).norm()
+
+
+def test_parameters_set_in_mid_training_reach_the_graphs():
+    model = make_model(device="cuda").learn(80)
+    eager = copy_of(model, device="cuda", compile=False)
+    model.set_parameters(copy.deepcopy(eager.get_parameters()))
+    before, ours, theirs = (flat(each) for each in (parameters(model), train_alike(model, 20), train_alike(eager, 20)))
+    assert (ours - theirs).norm() < 0.01 * (theirs - before).norm()
 
 
 def test_a_trained_model_can_be_copied_and_diagnosed():

@@ -316,7 +316,7 @@ def test_many_models_in_one_process_do_not_use_up_a_common_limit(traced):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for size in range(2, 14):
-            function = MaybeCompiled(square, cuda_graphs=False)
+            function = MaybeCompiled(square, th.device("cpu"))
             assert th.equal(function(th.ones(size), compiled=True), th.ones(size))
 
 
@@ -353,7 +353,7 @@ def test_compiled_models_are_saved_loaded_and_go_on(compiled_model, tmp_path):
 
 
 def test_what_was_compiled_stays_behind_when_copied_or_pickled(traced):
-    function = MaybeCompiled(square, cuda_graphs=False)
+    function = MaybeCompiled(square, th.device("cpu"))
     assert function(th.tensor(3.0), compiled=True) == 9
     for other in (copy.deepcopy(function), pickle.loads(pickle.dumps(function))):
         assert function._compiled is not None and other._compiled is None
@@ -393,7 +393,7 @@ def test_a_compiler_whose_cache_is_damaged_does_not_end_the_training(error, monk
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(execution, "_compile", lambda function, cuda_graphs: fail)
+    monkeypatch.setattr(execution, "_compile", lambda function, device: fail)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/where/it/is")
     with pytest.warns(
         UserWarning,
