@@ -94,7 +94,8 @@ class FlowRL(OffPolicyAlgorithm):
     :param action_noise: the action noise type (None by default), this can help
         for hard exploration problem. Cf common.noise for the different action noise type.
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
-        If ``None``, it will be automatically selected.
+        If ``None``, it will be automatically selected. SB3's and ours are asked for the batches of all ``gradient_steps`` at
+        once, a class of your own for one batch at a time, which may have another number of transitions than ``batch_size``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
         at a cost of more complexity.
