@@ -396,7 +396,7 @@ class FlowRL(OffPolicyAlgorithm):
 
         # Lines 7 and 8: Q_π, Q_β* and V_β*. They read only values from before this step: one backward pass serves them all
         optimizers = self._value_optimizers()
-        parameters = update.trained_parameters(optimizers)
+        parameters = update.trainable_parameters(optimizers)
         found, q_behavior = self._differentiate_values(self.policy, settings, batch, noise, parameters, compiled=compiled)
         update.descend(optimizers, found, diverged)
         if not steps_actor:
@@ -404,7 +404,7 @@ class FlowRL(OffPolicyAlgorithm):
 
         # Line 9: the actor, and the coefficient of its spread
         terms, optimizers = found.terms, [self.actor.optimizer]
-        parameters = update.trained_parameters(optimizers)
+        parameters = update.trainable_parameters(optimizers)
         coef = self._current_spread_coef()
         found = self._differentiate_actor(self.policy, settings, batch, noise, q_behavior, coef, parameters, compiled=compiled)
         update.descend(optimizers, found, diverged)
@@ -422,7 +422,7 @@ class FlowRL(OffPolicyAlgorithm):
         settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
         constants = (
             *(settings, self.tau, self.target_spread, self.spread_coef),
-            *map(id, update.trained_parameters(optimizers)),
+            *map(id, update.trainable_parameters(optimizers)),
             # Loading an optimizer's state replaces its tensors
             *(id(optimizer.state) for optimizer in optimizers),
         )

@@ -163,15 +163,24 @@ def guidance_weights(settings: Settings, q_behavior: th.Tensor, q_policy: th.Ten
     return weights.detach().to(q_policy.dtype)
 
 
-def trained_parameters(optimizers: Iterable[th.optim.Optimizer]) -> list[nn.Parameter]:
+def all_parameters(optimizers: Iterable[th.optim.Optimizer]) -> list[nn.Parameter]:
     """
-    List what optimizers train, without frozen parameters.
+    List the parameters of optimizers.
 
     :param optimizers: the optimizers
-    :return: their parameters that require a gradient
+    :return: their parameters, in their order
     """
-    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-    return [parameter for group in groups for parameter in group["params"] if parameter.requires_grad]
+    return [parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def trainable_parameters(optimizers: Iterable[th.optim.Optimizer]) -> list[nn.Parameter]:
+    """
+    List what optimizers train.
+
+    :param optimizers: the optimizers
+    :return: their parameters but the frozen ones, in their order
+    """
+    return [parameter for parameter in all_parameters(optimizers) if parameter.requires_grad]
 
 
 def differentiate(loss: th.Tensor, terms: Terms, parameters: Sequence[th.Tensor]) -> Gradients:
@@ -241,14 +250,14 @@ def descend(optimizers: Sequence[th.optim.Optimizer], found: Gradients, diverged
     the device. For other optimizers the host looks at ``diverged``.
 
     :param optimizers: the optimizers
-    :param found: the gradients of their :func:`trained_parameters`
+    :param found: the gradients of their :func:`trainable_parameters`
     :param diverged: 1 if an earlier loss has exploded, else 0, a scalar; set to 1, in place, if this one has
     """
     diverged.copy_(diverged.maximum(found.exploded))
-    for optimizer in optimizers:
-        optimizer.zero_grad()  # else a parameter that was frozen in between keeps its last gradient, and moves on
-    for parameter, gradient in zip(trained_parameters(optimizers), found.gradients, strict=True):
-        parameter.grad = gradient
+    gradients = iter(found.gradients)
+    for parameter in all_parameters(optimizers):
+        # A parameter that was frozen in mid-training must lose its last gradient, or it would move on
+        parameter.grad = next(gradients) if parameter.requires_grad else None
     for optimizer in optimizers:
         # Not optimizer.defaults: loading an optimizer's state replaces the options of its groups
         if all(group.get("fused") for group in optimizer.param_groups):

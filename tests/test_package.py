@@ -41,6 +41,14 @@ def test_import_brings_nothing_that_stable_baselines3_does_not():
     assert result.stdout.split() == []
 
 
+@pytest.mark.parametrize("module", ["policies", "safe"])
+def test_nothing_that_plays_a_policy_imports_training_code(module):
+    program = f"import sys, sb3_flowrl.{module}; print(*(name for name in sys.modules if name.startswith('sb3_flowrl.')))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    training = {"update", "losses", "replay", "execution", "cuda_graphs", "dry_run", "flowrl", "diagnostics"}
+    assert not training & {name.partition(".")[2] for name in result.stdout.split()}
+
+
 def test_constructor_has_td3s_arguments_in_td3s_order():
     from stable_baselines3 import TD3
 
