@@ -381,10 +381,12 @@ def test_way_is_the_side_of_the_last_passage():
 
 def test_no_step_leads_through_the_wall():
     env = TwoWaysEnv()
-    seen, _, way = play(env, [np.array([0.0, 1.0], np.float32)] * 40)
-    assert way is None and (seen[:, 1] <= -env.WALL[1]).all()
+    for up in (1.0, 0.9, 0.8):
+        seen, _, way = play(env, [np.array([0.0, up], np.float32)] * 40)
+        assert way is None and (seen[:, 1] <= -env.WALL[1]).all()
     for seed in range(100):
-        actions = np.sign(random_actions(seed, 100))
+        actions = random_actions(seed, 100)
+        actions = np.sign(actions) * np.sqrt(np.abs(actions))  # longer steps
         seen, _, _ = play(env, actions)
         inside = (np.abs(seen[:, 0]) < env.WALL[0] - 1e-6) & (np.abs(seen[:, 1]) < env.WALL[1] - 1e-6)
         crossed = seen[:-1, 1] * seen[1:, 1] < 0
