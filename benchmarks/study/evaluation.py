@@ -22,6 +22,9 @@ from .study import Run
 JOURNAL = "study_journal"
 #: Apart from the seeds of training.
 FIRST_EVALUATION_SEED = 1_000_000
+#: Where an environment with several equally good ways says, at an episode's end, which one it took (None for no success), and
+#: where an evaluation keeps that.
+WAY, WAYS = "way", "ways"
 #: Digits after the point that are kept of a return.
 DIGITS = 3
 #: Significant digits that are kept of a measurement.
@@ -105,7 +108,7 @@ class Evaluate(BaseCallback):
         self.journal = journal_of(self.model)
         self.last_reading = read_clocks()
         if not self.journal["random_returns"]:
-            self.journal["random_returns"] = self._play(RandomPolicy(self.env, self.run.seed), deterministic=True)
+            self.journal["random_returns"], _ = self._play(RandomPolicy(self.env, self.run.seed), deterministic=True)
             self._count_time("evaluation_seconds")
         if self.instruments is not None:
             self.instruments.on_training_start(self.locals, self.globals)
@@ -120,8 +123,11 @@ class Evaluate(BaseCallback):
         self._count_time("seconds", "cpu_seconds")
         if self.num_timesteps % self.run.evaluation.every == 0:
             point: dict[str, Any] = dict(step=self.num_timesteps, seconds=round(self.journal["seconds"], 1))
+            ways: dict[str, list[str | None]] = {}
             for mode, deterministic in self.run.modes.items():
-                point[mode] = self._play(self.model, deterministic)
+                point[mode], ways[mode] = self._play(self.model, deterministic)
+            if any(ways.values()):
+                point[WAYS] = ways
             self.journal["evaluations"].append(point)
             self._count_time("evaluation_seconds")
         if self.instruments is not None:
@@ -135,15 +141,27 @@ class Evaluate(BaseCallback):
             self.instruments.on_training_end()
             self._count_time("evaluation_seconds")
 
-    def _play(self, policy: PolicyPredictor, deterministic: bool) -> list[float]:
+    def _play(self, policy: PolicyPredictor, deterministic: bool) -> tuple[list[float], list[str | None]]:
+        """Play the episodes. Their returns; and the ways that they took, in the same order, if the environment tells."""
+        ways: list[str | None] = []
+
+        def note_way(found: dict[str, Any], _: dict[str, Any]) -> None:
+            if found["done"] and WAY in found["info"]:
+                ways.append(found["info"][WAY])
+
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.env)
         self.env.seed(FIRST_EVALUATION_SEED + 1_000 * self.run.seed)
         with own_random_numbers(self.num_timesteps, self.model.device):
             returns, _ = evaluate_policy(
-                policy, self.env, self.run.evaluation.episodes, deterministic=deterministic, return_episode_rewards=True
+                policy,
+                self.env,
+                self.run.evaluation.episodes,
+                deterministic=deterministic,
+                callback=note_way,
+                return_episode_rewards=True,
             )
-        return np.round(returns, DIGITS).tolist()
+        return np.round(returns, DIGITS).tolist(), ways
 
     def _count_time(self, *names: str) -> None:
         """Add the time since the last call to these entries of the journal, of the wall's clock and of the processor's."""

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import get_class_by_name
+from rl_zoo3.utils import ALGOS, get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_flowrl import FlowRL, zoo
 
 from .study import Run
 
@@ -51,4 +53,6 @@ def make_manager(run: Run, scratch: Path = Path(), device: str = "cpu") -> Manag
         seed=run.seed,
         verbose=0,
         device=device,
+        # Of an algorithm derived from FlowRL, too; of all others rl_zoo3's own
+        config=str(zoo.hyperparams_file()) if issubclass(ALGOS[run.algo], FlowRL) else None,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .coverage import entropy, n_ways, success_rate
 from .estimates import (
     AGGREGATES,
     CONFIDENCE,
@@ -99,6 +100,7 @@ class Report:
                 *self._task_by_task(),
                 "## Deterministic and stochastic",
                 *self._both_modes(),
+                *self._coverage(),
                 *self._instruments(),
                 "## How it was done",
                 *self._protocol(),
@@ -364,6 +366,34 @@ class Report:
             yield _table(["task", "algorithm", "deterministic less stochastic", "seeds"], gaps)
         if plain := [label for label in self.labels if self.study.algorithms[label].algo in DETERMINISTIC_ALGOS]:
             yield f"The policies of {', '.join(plain)} draw no actions."
+
+    def _coverage(self) -> Iterable[str]:
+        """How evenly the policies take equally good ways, on the tasks that have some."""
+        rows = []
+        for env, label, finished in self.results.groups(self.results.finished):
+            for mode in finished[0].run.modes:
+                told = [each for each in finished if each.ways(mode)]
+                if not told:
+                    continue
+                lasts = [each.ways(mode)[-1] for each in told]
+                means = [float(np.mean([of(last) for last in lasts])) for of in (success_rate, n_ways, entropy)]
+                of_more = [entropy(ways) for each in told for ways in each.ways(mode)[-LAST:]]
+                seeds = ", ".join(
+                    f"{each.run.seed}: {self._link(f'{entropy(last):.2f}', each)}"
+                    for each, last in zip(told, lasts, strict=True)
+                )
+                numbers = (f"{means[0]:.2f}", f"{means[1]:.1f}", f"{means[2]:.2f}", f"{np.mean(of_more):.2f}")
+                rows.append([env, label, mode, *numbers, seeds])
+        if rows:
+            yield "## Coverage of equally good ways"
+            yield (
+                "Some tasks can be solved in several ways that pay the same. Of the last evaluation's episodes, mean over the "
+                "seeds: the share that succeeded, the number of different ways that they took, and the entropy of these ways "
+                "in bits (0 if it is always the same way, 1 for two ways taken equally often, 2 for four; few episodes make "
+                f"it a little too small). Last {LAST}: the mean entropy of as many evaluations."
+            )
+            columns = ["task", "algorithm", "actions", "success", "ways", "entropy", f"last {LAST}", "entropy by seed"]
+            yield _table(columns, rows)
 
     def _instruments(self) -> Iterable[str]:
         measured = self.results.measured

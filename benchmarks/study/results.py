@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from .arguments import resolve
+from .coverage import Ways
+from .evaluation import WAYS
 from .records import Folders, Record, find_record
 from .study import Run, Study
 
@@ -41,6 +43,13 @@ class Finished:
         :return: returns, shape (evaluations, episodes); no rows if it was not evaluated in this mode
         """
         return np.array([point[mode] for point in self.record["evaluations"] if mode in point])
+
+    def ways(self, mode: str) -> list[Ways]:
+        """
+        :param mode: "deterministic" or "stochastic"
+        :return: for each evaluation, the ways that its episodes took; empty if the environment does not tell
+        """
+        return [point[WAYS][mode] for point in self.record["evaluations"] if WAYS in point]
 
     def measured(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """

@@ -101,7 +101,7 @@ class Run:
     :param steps: environment steps of training
     :param evaluation: how it is evaluated
     :param hyperparameters: over those of rl_zoo3's files
-    :param gym_packages: modules that register environments
+    :param gym_packages: modules that register environments or algorithms
     :param diagnose: whether the instruments of ``sb3_flowrl.diagnostics`` measure it; they don't change what it learns
     """
 
@@ -131,7 +131,7 @@ class Run:
         :return: the run as plain data, to be written down and compared with
         """
         specification = {**vars(self), "evaluation": self.evaluation.model_dump()}
-        del specification["gym_packages"]  # what the environment is, its id says
+        del specification["gym_packages"]  # what the environment and the algorithm are, their names say
         del specification["diagnose"]  # which has no influence on the outcome
         return specification
 
@@ -148,7 +148,7 @@ class Study(_Strict):
     :param evaluation: how the policies are evaluated
     :param baselines: labels of the algorithms with whose best, task by task, scores are divided
     :param hyperparameters: of all algorithms, over those of rl_zoo3's files
-    :param gym_packages: modules to import, as they register environments
+    :param gym_packages: modules to import, as they register environments or algorithms
     :param diagnose: whether the instruments of ``sb3_flowrl.diagnostics`` measure each run at every evaluation
     :param comparisons: titles of figures, and the labels of the algorithms in each; by default one figure of all
     :param includes: names of studies whose runs are taken over where this one asks for the same
@@ -241,6 +241,11 @@ def load_study(path: Path) -> Study:
 
 def _find_faults(study: Study) -> Iterable[str]:
     """What the types alone don't tell."""
+    for package in study.gym_packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            yield f"gym_packages: {package} can't be imported ({error})"
     for label, algorithm in study.algorithms.items():
         if algorithm.algo not in ALGOS:
             hint = _suggest(algorithm.algo, ALGOS)
@@ -254,11 +259,6 @@ def _find_faults(study: Study) -> Iterable[str]:
             f"evaluation.every: {study.evaluation.every} does not divide the {study.steps} steps, "
             "so that the last steps would not be evaluated"
         )
-    for package in study.gym_packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            yield f"gym_packages: {package} can't be imported ({error})"
     for env in study.environments:
         if env not in gym.registry:
             hint = _suggest(env, gym.registry)
