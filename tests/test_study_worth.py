@@ -1,6 +1,7 @@
 """The studies of what the flow is worth: the Gaussian twin, plain imitation, and tasks with several equally good ways."""
 
 import copy
+import importlib
 import itertools
 import json
 import math
@@ -31,18 +32,21 @@ from study.report import write_report
 from study.run import execute
 from study.study import StudyError, find_study, load_study
 
-from benchmarks.study.worth import GaussianTwin, imitation_guidance
-from benchmarks.study.worth.environments import GOAL_REWARD, MultiGoalEnv, PointEnv, TwoWaysEnv
 from sb3_flowrl import FlowRL
-from tests.models import SMALL, assert_same, batch_of, moments, parameters
+from tests.models import SMALL, assert_same, batch_of, moments, noise_of, parameters
 from tests.study_package import finish, make_study
 
 PACKAGES = ["benchmarks.study.worth"]
+# By the name by which studies import it; mypy knows these files by another
+worth: Any = importlib.import_module(PACKAGES[0])
+environments: Any = importlib.import_module(f"{PACKAGES[0]}.environments")
+GaussianTwin, imitation_guidance = worth.GaussianTwin, worth.imitation_guidance
+GOAL_REWARD, MultiGoalEnv, TwoWaysEnv = environments.GOAL_REWARD, environments.MultiGoalEnv, environments.TwoWaysEnv
 MULTI_GOAL, TWO_WAYS = "worth/multi-goal-v0", "worth/two-ways-v0"
 TWIN = dict(algo="flowrl_gaussian", hyperparameters=dict(w2_coef=0.0))
 
 
-def make_twin(**kwargs) -> GaussianTwin:
+def make_twin(**kwargs) -> Any:
     return GaussianTwin("MlpPolicy", gym.make(MULTI_GOAL), **{**SMALL, "w2_coef": 0.0, "seed": 0, **kwargs})
 
 
@@ -124,7 +128,7 @@ def test_twin_is_flowrl_but_for_its_actor():
     for make in (make_twin, flowrl):
         model = make().learn(50)
         networks = {name: value for name, value in parameters(model).items() if not name.startswith("actor.")}
-        drawn = [model.replay_buffer.actions[:50], *batch_of(model, 32)[:5], *model._draw_noise(8)]
+        drawn = [model.replay_buffer.actions[:50], *batch_of(model, 32)[:5], *noise_of(model, 8)]
         optimizer = model.actor.optimizer
         options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
         seen.append((networks, drawn, type(optimizer), options, type(model).train))
@@ -272,7 +276,7 @@ def test_interrupted_run_of_the_twin_ends_as_if_it_had_not_been(tmp_path, monkey
 # ------------------------------------------------------------------------------------------------------------- environments
 
 
-def play(env: gym.Env, actions: Any, seed: int = 0) -> tuple[np.ndarray, list[float], str | None]:
+def play(env: Any, actions: Any, seed: int = 0) -> tuple[np.ndarray, list[float], str | None]:
     """The positions, the rewards and the way of an episode, which ends with the actions at the latest."""
     obs, _ = env.reset(seed=seed)
     seen, rewards, way = [obs], [], None
@@ -401,7 +405,7 @@ def test_the_point_slides_along_the_wall():
 
 
 @pytest.mark.parametrize("env", [MultiGoalEnv(), TwoWaysEnv()], ids=["multi-goal", "two-ways"])
-def test_cost_is_a_length_of_ways(env: PointEnv):
+def test_cost_is_a_length_of_ways(env: Any):
     """From one free point to the next it changes by no more than the step's length: it is nowhere cut off, or torn."""
     grid = np.linspace(-1.0, 1.0, 81)
     free = [np.array(point) for point in itertools.product(grid, grid)]
