@@ -48,6 +48,21 @@ def check_arguments(checks: Mapping[str, Check], arguments: Mapping[str, Any]) -
             check(name, arguments[name])
 
 
+def plain_number(value: Any) -> Any:
+    """
+    Convert a number to one of Python's own: those of NumPy overflow (100 * np.uint8(3)), and a Fraction can't be multiplied
+    with a tensor.
+
+    :param value: an argument that has been checked
+    :return: an int, a float or a bool in the place of another such number; anything else as it is
+    """
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def _refuse(name: str, value: Any, description: str) -> None:
     raise ValueError(f"{name}={value!r} must be {description}.")
 

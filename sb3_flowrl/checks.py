@@ -141,7 +141,14 @@ def learning_rate_of(schedule: Callable[[float], Any], progress_remaining: float
     :return: the learning rate
     :raises ValueError: if the schedule returns something else than a finite number of at least 0
     """
-    returned = schedule(progress_remaining)
+    try:
+        returned = schedule(progress_remaining)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # from within the schedule, which is to tell of its errors itself
+        raise ValueError(
+            f"learning_rate={schedule} can't be called with the remaining progress (from 1 to 0) as its argument: {error}."
+        ) from error
     try:
         learning_rate = math.nan if isinstance(returned, (bool, np.bool_, str, bytes)) else float(returned)
     except (TypeError, ValueError, RuntimeError):  # the last by tensors of several elements

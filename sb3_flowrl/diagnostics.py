@@ -405,7 +405,7 @@ class DiagnosticsCallback(BaseCallback):
         model = cast("FlowRL", self.model)
         q_behavior = clipped_values(model.behavior_critic, batch.observations, batch.actions)
         advantage, active = behavior_advantage(q_behavior, clipped_values(model.critic, batch.observations, actions))
-        terms = actor_terms(model, batch, draw_noise(self.sample_size, model.actor.action_dim, model.device))
+        terms = actor_terms(model, batch, draw_noise(len(batch.actions), model.actor.action_dim, model.device))
         return {
             "behavior_advantage": advantage,
             "guidance_active": active,

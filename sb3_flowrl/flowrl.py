@@ -34,6 +34,7 @@ from sb3_flowrl.arguments import (
     check_replay_buffer,
     check_train_freq,
     initial_spread_coef,
+    plain_number,
 )
 from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
 from sb3_flowrl.cuda_graphs import CapturedStep, as_saved, set_learning_rate
@@ -261,6 +262,7 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         check_arguments(ALGORITHM_CHECKS, vars(self))  # again, as `load` may have changed them
+        vars(self).update({name: plain_number(vars(self)[name]) for name in ALGORITHM_CHECKS if name in vars(self)})
         check_combination(self.observation_space, self.n_steps, self.optimize_memory_usage)
         check_replay_buffer(self)
         if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
@@ -328,7 +330,7 @@ class FlowRL(OffPolicyAlgorithm):
         if isinstance(self.spread_coef, str):
             # The logarithm, so that it stays above 0
             initial = math.log(initial_spread_coef(self.spread_coef))
-            self.log_spread_coef = th.full((1,), initial, device=self.device, requires_grad=True)
+            self.log_spread_coef = th.full((1,), initial, device=self.device, dtype=th.float32, requires_grad=True)
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
     def _current_spread_coef(self) -> th.Tensor | None:

@@ -3,6 +3,8 @@ The networks of FlowRL: the flow actor, the twin critics and the state value.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +25,20 @@ from sb3_flowrl.stacked import StackedMLP
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.01, 1e-3
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """
+    Make modules in float32, whatever the user has made PyTorch's default: SB3 converts all observations to float32.
+    """
+    users_default = th.get_default_dtype()
+    th.set_default_dtype(th.float32)
+    try:
+        yield
+    finally:
+        th.set_default_dtype(users_default)
+
+
+@float32_by_default()
 def create_normed_mlp(
     input_dim: int,
     output_dim: int,

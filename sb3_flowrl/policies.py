@@ -24,7 +24,7 @@ from torch import nn
 from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
 from sb3_flowrl.checks import UnsupportedObservationSpaceError
 from sb3_flowrl.defaults import FORMER, policy_defaults, use
-from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue
+from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
 from sb3_flowrl.old_models import stack_optimizer_state
 
 #: Widths of hidden layers: of all networks, or by "pi" and "qf".
@@ -161,6 +161,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
         self._build(lr_schedule)
 
+    @float32_by_default()
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor = self.make_actor()
         shared = self.actor.features_extractor if self.share_features_extractor else None

@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -311,6 +312,17 @@ def test_dict_observations_and_hindsight_replay():
     found = callback.measure()
     assert callback.last_measured == 8 and [*found] == FOR_ALL + FOR_FLOWRL + WITH_EVAL_ENV
     assert all(np.isfinite(value) for value in found.values())
+
+
+class Fewer(ReplayBuffer):
+    def sample(self, batch_size, env=None):
+        return super().sample(max(1, batch_size // 2), env=env)
+
+
+def test_a_buffer_may_return_another_number_of_transitions():
+    callback = DiagnosticsCallback(every=20, sample_size=16)
+    make_model(replay_buffer_class=Fewer).learn(60, callback=callback)
+    assert np.isfinite(callback.measure()["gradient_cosine"])
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])

@@ -1,5 +1,6 @@
 """What a user hands in and SB3's own algorithms take is taken, or refused with a reason and before any work."""
 
+import fractions
 import functools
 import io
 import warnings
@@ -16,6 +17,7 @@ from stable_baselines3.common.vec_env import patch_gym
 from torch import nn
 
 from sb3_flowrl import DiagnosticsCallback, FlowActorCriticPolicy, FlowRL, MlpPolicy, ResumableCheckpointCallback
+from sb3_flowrl.networks import FlowActor
 from tests.models import StepCountingEnv, assert_same, make_model, parameters, trained_model
 
 # ------------------------------------------------------------------------------------------------------- learning rates
@@ -56,7 +58,56 @@ def test_an_error_in_a_schedule_is_not_blamed_on_the_optimizer():
         MlpPolicy(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,)), schedule)
 
 
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "plain"),
+    [
+        # Products of these are out of the bounds of NumPy's small integers
+        (dict(batch_size=np.uint8(200), gradient_steps=np.uint8(2)), dict(batch_size=200, gradient_steps=2)),
+        (dict(policy_delay=np.int8(2), learning_starts=np.uint8(50)), dict(policy_delay=2, learning_starts=50)),
+        (dict(tau=fractions.Fraction(1, 2), gamma=fractions.Fraction(9, 10)), dict(tau=0.5, gamma=0.9)),
+        (dict(w2_coef=fractions.Fraction(1, 2), noise_clip=fractions.Fraction(2)), dict(w2_coef=0.5, noise_clip=2.0)),
+        (dict(expectile=np.float16(0.5), spread_coef=np.float16(0.5)), dict(expectile=0.5, spread_coef=0.5)),
+        (dict(per_sample=np.bool_(False), compile=np.bool_(False)), dict(per_sample=False, compile=False)),
+    ],
+)
+def test_numbers_of_other_classes_are_converted_to_pythons_own(arguments, plain):
+    model, twin = make_model(**arguments).learn(60), make_model(**plain).learn(60)
+    assert {name: (getattr(model, name), type(getattr(model, name))) for name in plain} == {
+        name: (value, type(value)) for name, value in plain.items()
+    }
+    assert_same(parameters(model), parameters(twin))
+
+
 # ------------------------------------------------------------------------------------------------------------- networks
+
+
+@pytest.fixture
+def float64_by_default():
+    th.set_default_dtype(th.float64)
+    yield
+    th.set_default_dtype(th.float32)
+
+
+@pytest.mark.parametrize("spread_coef", ["auto", 0.1])
+def test_models_are_made_and_loaded_in_float32_whatever_the_default_is(spread_coef, float64_by_default, tmp_path):
+    model = make_model(spread_coef=spread_coef, policy_kwargs=dict(net_arch=[16], activation_fn=nn.PReLU)).learn(60)
+    assert {value.dtype for value in parameters(model).values()} == {th.float32} and th.get_default_dtype() == th.float64
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    model.actor.save(tmp_path / "actor")
+    model.save_checkpoint(tmp_path / "run")
+    for loaded in (
+        FlowRL.load(tmp_path / "model", env=gym.make("Pendulum-v1")),
+        MlpPolicy.load(tmp_path / "policy"),
+        FlowActor.load(tmp_path / "actor"),
+        FlowRL.load_checkpoint(tmp_path / "run", env=gym.make("Pendulum-v1")),
+    ):
+        np.testing.assert_array_equal(*(each.predict(np.ones(3), deterministic=True)[0] for each in (model, loaded)))
+        if isinstance(loaded, FlowRL):
+            loaded.learn(10, reset_num_timesteps=False)
 
 
 def leaky() -> nn.Module:
