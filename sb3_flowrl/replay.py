@@ -18,6 +18,8 @@ from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
 
 #: Most bytes that are sampled at once; 1 000 updates of 256 transitions of HalfCheetah are a sixth of it.
 MAX_SAMPLE_BYTES = 2**28
+#: Bytes between the beginnings of packed tensors are multiples of this.
+ALIGNMENT = 16
 #: Buffers of which one large sample is as good as several small ones.
 JOINT_BUFFERS = (
     ReplayBuffer,
@@ -63,7 +65,7 @@ def sample_batches(
         check(sample)
         if sample.discounts is None:
             sample = sample._replace(discounts=th.full_like(sample.rewards, gamma))
-        fields = [split(field, n_now, device) for field in sample]
+        fields = [split(field, n_now) for field in move(sample, device)]
         yield from (type(sample)(*batch) for batch in zip(*fields, strict=True))
 
 
@@ -94,22 +96,68 @@ def transition_bytes(buffer: ReplayBuffer) -> int:
     return 2 * n_observation + 4 * (buffer.action_dim + 3)
 
 
-def split(field: Any, n_batches: int, device: th.device) -> Sequence[Any]:
+def move(sample: Batch, device: th.device) -> Batch:
+    """
+    Move a sample to the device in one transfer, for which the host does not wait.
+
+    :param sample: the sample, usually on the CPU
+    :param device: where it is wanted
+    :return: the sample there
+    """
+    fields: Sequence[Any] = sample
+    tensors = [tensor for field in fields for tensor in (field.values() if isinstance(field, dict) else [field])]
+    if device.type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
+        moved = [tensor.to(device) for tensor in tensors]
+    else:
+        packed, places = pack(tensors, pinned=device.type == "cuda")
+        moved = unpack(packed.to(device, non_blocking=True), places, tensors)
+    left = iter(moved)
+    there: list[Any] = [{key: next(left) for key in field} if isinstance(field, dict) else next(left) for field in fields]
+    return type(sample)(*there)
+
+
+def pack(tensors: Sequence[th.Tensor], pinned: bool) -> tuple[th.Tensor, list[int]]:
+    """
+    Copy tensors into one, byte by byte.
+
+    :param tensors: tensors on the CPU
+    :param pinned: whether to pack them into pinned memory
+    :return: the bytes, and where each tensor begins in them, aligned for any type
+    """
+    places, end = [], 0
+    for tensor in tensors:
+        places.append(end)
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    packed = th.empty(end, dtype=th.uint8, pin_memory=pinned)
+    for target, tensor in zip(unpack(packed, places, tensors), tensors, strict=True):
+        target.copy_(tensor)
+    return packed, places
+
+
+def unpack(packed: th.Tensor, places: Sequence[int], like: Sequence[th.Tensor]) -> list[th.Tensor]:
+    """
+    View packed bytes as tensors.
+
+    :param packed: what :func:`pack` returned, on any device
+    :param places: where each tensor begins
+    :param like: tensors of the same types and shapes
+    :return: the tensors, as views
+    """
+    return [
+        packed[place : place + each.nbytes].view(each.dtype).view(each.shape) for place, each in zip(places, like, strict=True)
+    ]
+
+
+def split(field: Any, n_batches: int) -> Sequence[Any]:
     """
     Deal a part of a sample out to batches in turns, as buffers may have ordered it: first the relabelled transitions of
     ``HerReplayBuffer``, say, and then the others.
 
-    :param field: ``(n_batches * B, ...)``, or a dict of such tensors, or ``None``
+    :param field: ``(n_batches * B, ...)``, or a dict of such tensors
     :param n_batches: number of batches
-    :param device: where they are wanted
     :return: the batches, each ``(B, ...)``
     """
-    if field is None:
-        return [None] * n_batches
     if isinstance(field, dict):
-        parts = zip(*(split(part, n_batches, device) for part in field.values()), strict=True)
+        parts = zip(*(split(part, n_batches) for part in field.values()), strict=True)
         return [dict(zip(field, each, strict=True)) for each in parts]
-    dealt = field.unflatten(0, (-1, n_batches)).transpose(0, 1).contiguous()
-    if device.type == "cuda" and dealt.device.type == "cpu":
-        dealt = dealt.pin_memory()
-    return dealt.to(device, non_blocking=True).unbind()
+    return field.unflatten(0, (-1, n_batches)).transpose(0, 1).contiguous().unbind()

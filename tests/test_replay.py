@@ -4,6 +4,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer, replay
 from tests.models import batches_of, make_model, trained_model
@@ -12,11 +13,33 @@ CPU = th.device("cpu")
 
 
 def test_a_sample_is_dealt_out_in_turns():
-    batches = replay.split(th.arange(12).reshape(6, 2), 3, CPU)
+    batches = replay.split(th.arange(12).reshape(6, 2), 3)
     assert [batch.tolist() for batch in batches] == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
     assert all(batch.is_contiguous() for batch in batches)
-    assert [batch["key"].tolist() for batch in replay.split({"key": th.arange(4)}, 2, CPU)] == [[0, 2], [1, 3]]
-    assert replay.split(None, 2, CPU) == [None, None]
+    assert [batch["key"].tolist() for batch in replay.split({"key": th.arange(4)}, 2)] == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_sample_is_moved_as_it_is(device):
+    """The meta device stands in for one with memory of its own."""
+    dict_obs = dict(image=th.randint(0, 255, (3, 2, 5), dtype=th.uint8), vector=th.randn(3, 4, dtype=th.float64))
+    column = th.randn(3, 1)
+    sample = DictReplayBufferSamples(dict_obs, th.randn(3, 7)[:, ::2], dict_obs, column, column, column)
+    moved = replay.move(sample, th.device(device))
+    assert type(moved) is DictReplayBufferSamples and moved.observations.keys() == dict_obs.keys()
+    for ours, theirs in ((moved.observations["image"], dict_obs["image"]), (moved.actions, sample.actions)):
+        assert ours.device.type == device and ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    if device == "cpu":
+        assert th.equal(moved.actions, sample.actions)
+
+
+def test_packed_tensors_are_unpacked_as_they_were():
+    tensors = [th.randint(0, 255, (5, 3), dtype=th.uint8), th.randn(4, 2).mT, th.randn(3, dtype=th.float64), th.zeros(0, 4)]
+    tensors += [th.tensor([True, False]), th.randn(2, 2).half()]
+    packed, places = replay.pack(tensors, pinned=False)
+    assert packed.dtype == th.uint8 and all(place % replay.ALIGNMENT == 0 for place in places)
+    for ours, theirs in zip(replay.unpack(packed.clone(), places, tensors), tensors, strict=True):
+        assert ours.dtype == theirs.dtype and th.equal(ours, theirs)
 
 
 def test_every_batch_has_its_share_of_the_newest_transitions():
