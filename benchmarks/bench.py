@@ -8,6 +8,7 @@ table mean anything, and a ratio is taken round by round before its median is.
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -57,6 +58,8 @@ EAGER = [name for name, setting in SETTINGS.items() if not setting["compile"]]
 COMPILED = [name for name, setting in SETTINGS.items() if setting["compile"]]
 #: Least common multiple of FlowRL's, TD3's and CrossQ's delays of policy updates.
 UPDATE_CYCLE = 6
+#: Units until nothing more is compiled or captured: a CUDA graph is, at the fourth update with or without a step of the actor.
+WARM_UP = 2 * UPDATE_CYCLE
 
 #: Does as many units of work as it is told: updates, environment steps, predictions.
 Work = Callable[[int], object]
@@ -215,7 +218,8 @@ def in_fresh_process(
 def _call_with_threads(function: Callable[..., Result], threads: int, args: Sequence[Any]) -> Result:
     th.set_num_threads(threads)
     warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)  # the -v4 tasks are meant
-    warnings.filterwarnings("error", message=".*could not be compiled")  # or a table would call compiled what is not
+    # Or a table would call compiled what is not
+    warnings.filterwarnings("error", message=".*(could not be compiled|can't be captured)")
     return function(*args)
 
 
@@ -232,7 +236,7 @@ def time_in_turns(contenders: Mapping[str, Work], rounds: int, seconds: float, m
     """
     sizes = {}
     for name, work in contenders.items():
-        seconds_of(work, multiple)  # compiles, allocates, and is not counted
+        seconds_of(work, multiple * math.ceil(WARM_UP / multiple))  # or the size of the blocks would be off
         repeats = 1
         while (elapsed := seconds_of(work, repeats * multiple)) < seconds / 4:
             repeats *= 2

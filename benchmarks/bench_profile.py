@@ -31,7 +31,7 @@ import numpy as np
 from bench import (
     ARCHITECTURES,
     SETTINGS,
-    UPDATE_CYCLE,
+    WARM_UP,
     Architecture,
     IdleEnv,
     Record,
@@ -120,7 +120,7 @@ def measure(name: str, architecture: Architecture, args: Namespace) -> dict[str,
     model.replay_buffer.sample = in_range("sample", model.replay_buffer.sample)
     update.polyak_average = in_range("polyak_average", update.polyak_average)
     work = updates(model, args.batch_size)
-    work(2 * UPDATE_CYCLE)  # compiles, allocates, and is not counted
+    work(WARM_UP)
     plain, rows = [], []
     for _ in range(args.rounds):
         plain.append(1e3 * seconds_of(work, args.updates) / args.updates)

@@ -105,6 +105,12 @@ def test_update_benchmark_counts_updates_at_each_number_of_gradient_steps(benchm
     assert blocks == [6, 3]  # so that a block has as many of the delayed steps as any other
 
 
+def test_blocks_are_timed_when_nothing_more_is_captured(benchmarks):
+    blocks: list[int] = []
+    benchmarks.time_in_turns(dict(work=blocks.append), rounds=1, seconds=1e-9, multiple=5)
+    assert blocks == [15, 5, 5]  # the warm-up, the length of a block, and the block
+
+
 @pytest.mark.slow
 def test_predict_benchmark_compiles_the_actor(tmp_path):
     printed, _ = run_benchmark(tmp_path, "bench_predict.py", "--compiled")
