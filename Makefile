@@ -1,7 +1,7 @@
 SHELL = /bin/bash
 LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ setup.py
 
-.PHONY: test test-slow lint type format study report docs
+.PHONY: test test-slow lint type format study report docs device-dry-run
 
 test:
 	python -m pytest -m "not slow"
@@ -23,6 +23,10 @@ format:
 # The runs of a study that are not finished, and its report, in which a run that failed is named
 study:
 	python -m benchmarks.study run $(STUDY); finished=$$?; python -m benchmarks.study report $(STUDY) && exit $$finished
+
+# What a machine with a GPU is asked, on a CPU and small
+device-dry-run:
+	PYTHON=python benchmarks/device.sh build/device-dry-run --dry-run
 
 # All reports anew, from the files in docs/results alone
 report:

@@ -4,9 +4,10 @@ SBX's SAC, which is written in JAX, where a Python that has it is named.
 
     python benchmarks/bench_learn.py --sbx /opt/sbx/bin/python
 
-All have networks of 256x2, the same number of random first steps, one thread, and everything else at its default. The blocks
-are calls of ``learn(reset_num_timesteps=False)`` after these first steps. There is one update for each environment step in all
-tables: with several environments in a DummyVecEnv, ``gradient_steps=-1`` does as many updates after each step of theirs.
+All have networks of 256x2 (``--architecture`` names others of ``bench_update.py``), the same number of random first steps, one
+thread, and everything else at its default. The blocks are calls of ``learn(reset_num_timesteps=False)`` after these first
+steps. There is one update for each environment step in all tables: with several environments in a DummyVecEnv,
+``gradient_steps=-1`` does as many updates after each step of theirs.
 
 SBX runs in a process of its own, twice: pinned to one core, and free to use all.
 """
@@ -83,22 +84,23 @@ class SbxContender:
             self.process.kill()
 
 
-def learning(name: str, env_id: str, n_envs: int, learning_starts: int) -> Work:
+def learning(name: str, env_id: str, n_envs: int, args: Namespace) -> Work:
     """
     :param name: the contender
     :param env_id: the environment
     :param n_envs: how many of it
-    :param learning_starts: steps before learning starts
+    :param args: the script's options
     :return: learns as many steps as it is told, with the first steps already done
     """
     model = make_model(
         name,
         make_vec_env(env_id, n_envs),
-        ARCHITECTURES["256x2"],
-        learning_starts=learning_starts,
+        ARCHITECTURES[args.architecture],
+        learning_starts=args.learning_starts,
         gradient_steps=1 if n_envs == 1 else -1,
+        device=args.device,
     )
-    model.learn(learning_starts)
+    model.learn(args.learning_starts)
     return lambda steps: model.learn(steps, reset_num_timesteps=False)
 
 
@@ -109,7 +111,7 @@ def measure(env_id: str, n_envs: int, args: Namespace) -> dict[str, Any]:
     :param args: the script's options
     :return: all samples
     """
-    contenders = {name: learning(name, env_id, n_envs, args.learning_starts) for name in args.contenders}
+    contenders = {name: learning(name, env_id, n_envs, args) for name in args.contenders}
     sbx_versions = {}
     with ExitStack() as stack:
         if args.sbx is not None:
@@ -128,6 +130,8 @@ def main() -> None:
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v4", "Ant-v4"])
     parser.add_argument("--n-envs", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--learning-starts", type=int, default=1_000)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="256x2")
+    parser.add_argument("--device", default="cpu", help="torch's name of the device, of all but SBX")
     parser.add_argument("--sbx", type=Path, help="the Python of a virtual environment with sbx-rl")
     args = parse(
         parser,
@@ -149,7 +153,7 @@ def main() -> None:
             others = {f"{best} / {name}": ratios(rates[best], rates[name]) for name in rates if best and name not in SETTINGS}
             print_ratios(others)
             results.append(dict(env=env_id, n_envs=n_envs, threads=1, ratios=others, **measured))
-    record.write(results=results)
+            record.write(results=results)  # so that a run that is ended by a time limit leaves what it has
 
 
 if __name__ == "__main__":

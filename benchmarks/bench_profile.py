@@ -2,6 +2,7 @@
 Where the time of a FlowRL update goes: PyTorch's profiler over many calls ``train(gradient_steps=1, batch_size=256)``.
 
     python benchmarks/bench_profile.py
+    python benchmarks/bench_profile.py --device cuda --contenders "FlowRL float32 compiled" --architectures defaults
 
 The networks are those of ``bench_update.py``, observations 17, actions 6, one thread. Generated kernels are profiled one by
 one, which costs some percent; the time of an update without the profiler stands beside. What a row holds:
@@ -13,12 +14,17 @@ one, which costs some percent; the time of an update without the profiler stands
 - sampling: all inside ``replay_buffer.sample``;
 - guards: ``torch.compile``'s checks that the compiled code still fits;
 - calls: C++ that calls the kernels, and allocates for them;
+- launches: on a GPU, the driver's calls that put kernels, graphs and copies into its queue;
+- waits: on a GPU, the driver's calls that wait for it;
 - Python: what is left of the time on the wall.
+
+These are the times of the processor. What a GPU does meanwhile, ``trace_summary.py`` says.
 """
 
-import time
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,9 +42,11 @@ from bench import (
     make_parser,
     parse,
     print_table,
+    seconds_of,
     updates,
 )
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
+from trace_summary import DRIVER_CALLS, WAITS, TraceSummary, print_summary, read_trace, summarize
 
 from sb3_flowrl import update
 
@@ -53,6 +61,8 @@ ROWS = [
     "sampling",
     "guards",
     "calls",
+    "launches",
+    "waits",
     "Python",
 ]
 
@@ -90,6 +100,8 @@ def row_of(event: Any) -> str:
         return "guards"
     if event.name.startswith("## Call CompiledFxGraph"):
         return "calls"
+    if event.name.startswith(DRIVER_CALLS):
+        return "waits" if WAITS in event.name else "launches"
     return "other kernels" if event.name.startswith("aten::") else "Python"
 
 
@@ -98,12 +110,12 @@ def measure(name: str, architecture: Architecture, args: Namespace) -> dict[str,
     :param name: one of FlowRL's settings
     :param architecture: its networks
     :param args: the script's options
-    :return: milliseconds of an update in each round, without the profiler, and by rows with it
+    :return: milliseconds of an update in each round, without the profiler, and by rows with it; the trace of the last round
     """
     import torch._inductor.config as inductor
 
     inductor.cpp.enable_kernel_profile = True
-    model: Any = make_model(name, IdleEnv(17, 6), architecture, buffer_size=args.buffer_size)
+    model: Any = make_model(name, IdleEnv(17, 6), architecture, buffer_size=args.buffer_size, device=args.device)
     fill_replay_buffer(model.replay_buffer)
     model.replay_buffer.sample = in_range("sample", model.replay_buffer.sample)
     update.polyak_average = in_range("polyak_average", update.polyak_average)
@@ -111,21 +123,26 @@ def measure(name: str, architecture: Architecture, args: Namespace) -> dict[str,
     work(2 * UPDATE_CYCLE)  # compiles, allocates, and is not counted
     plain, rows = [], []
     for _ in range(args.rounds):
-        plain.append(_milliseconds(work, args.updates))
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            wall = _milliseconds(work, args.updates)
+        plain.append(1e3 * seconds_of(work, args.updates) / args.updates)
+        with profile() as profiler:  # of the processor, and of a GPU where there is one
+            wall = 1e3 * seconds_of(work, args.updates) / args.updates
         found = dict.fromkeys(ROWS, 0.0)
         for event in profiler.events():
             found[row_of(event)] += event.self_cpu_time_total / 1e3 / args.updates
         found["Python"] = wall - sum(time for row, time in found.items() if row != "Python")
         rows.append(found)
-    return dict(milliseconds=plain, rows={row: [found[row] for found in rows] for row in ROWS})
+    return dict(
+        milliseconds=plain,
+        rows={row: [found[row] for found in rows] for row in ROWS},
+        trace=_summary(profiler, args.updates),
+    )
 
 
-def _milliseconds(work: Callable[[int], object], n_updates: int) -> float:
-    start = time.perf_counter()
-    work(n_updates)
-    return 1e3 * (time.perf_counter() - start) / n_updates
+def _summary(profiler: profile, n_updates: int) -> TraceSummary:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        return summarize(read_trace(path), n_updates)
 
 
 def main() -> None:
@@ -135,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="profiles of each contender")
     parser.add_argument("--updates", type=int, default=60, help="updates in each profile, a multiple of the policy delay")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=["paper", "256x2"])
+    parser.add_argument("--device", default="cpu", help="torch's name of the device; the replay buffers stay on the host")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--buffer-size", type=int, default=100_000)
     args = parse(
@@ -146,6 +164,8 @@ def main() -> None:
         for name in args.contenders:
             results[f"{name}, {architecture}"] = in_fresh_process(measure, name, ARCHITECTURES[architecture], args)
     print_profiles(results)
+    for name, result in results.items():
+        print_summary(name, result["trace"])
     record.write(results=results)
 
 

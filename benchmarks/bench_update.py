@@ -4,12 +4,12 @@ transcription of FlowRL's equations; and how far FlowRL is from what the process
 
     python benchmarks/bench_update.py
 
-A unit is one call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on a full replay buffer of float32
-observations. Four architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have
-three hidden layers of 512), "table1" and "256x2" are FlowRL with the paper's equations and for all the ``net_arch`` of the
-paper's Table 1 (two hidden layers of 512 in the actor, three in the critics), or ``[256, 256]``; and "defaults" is everybody
-with ``[256, 256]`` and, FlowRL too, otherwise the constructors' defaults. The transcription computes the paper's equations
-everywhere.
+A unit is one update of a call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on a full replay buffer of
+float32 observations; ``--gradient-steps`` makes calls that do more of them, each number in a table of its own. Four
+architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have three hidden layers of
+512), "table1" and "256x2" are FlowRL with the paper's equations and for all the ``net_arch`` of the paper's Table 1 (two
+hidden layers of 512 in the actor, three in the critics), or ``[256, 256]``; and "defaults" is everybody with ``[256, 256]``
+and, FlowRL too, otherwise the constructors' defaults. The transcription computes the paper's equations everywhere.
 
 The roofline is measured in turns with the contenders. It adds the time of the update's matrix products (counted by torch's
 FlopCounterMode on the eager update) at the rate of one product of batch x width x width, and the time of the bytes that Adam
@@ -19,6 +19,7 @@ gradients on their way, sampling, Python. Networks of 256x2 fit into the cache, 
 no strict bound. On a GPU the products of one update are too small to fill it, and the bound is of one update after another.
 """
 
+import math
 import statistics
 import tempfile
 from argparse import BooleanOptionalAction, Namespace
@@ -171,11 +172,11 @@ def copy(device: str) -> Work:
     return work
 
 
-def measure(architecture: Architecture, args: Namespace) -> dict[str, Any]:
+def measure(architecture: Architecture, args: Namespace) -> list[dict[str, Any]]:
     """
     :param architecture: the networks
     :param args: the script's options
-    :return: all samples, and what was counted
+    :return: all samples, and what was counted, for each number of gradient steps; the models are the same, compiled once
     """
     models = {name: make_contender(name, architecture, args) for name in args.contenders}
     flowrl = models.get(FLOWRL) or make_contender(FLOWRL, architecture, args)
@@ -185,18 +186,25 @@ def measure(architecture: Architecture, args: Namespace) -> dict[str, Any]:
     machine: dict[str, Work] = {
         f"product {name}": product(args.batch_size, architecture.width, args.device, *PRODUCTS[name]) for name in PRODUCTS
     }
-    contenders = {name: updates(model, args.batch_size) for name, model in models.items()}
-    rates = time_in_turns({**machine, "copy": copy(args.device), **contenders}, args.rounds, args.seconds, UPDATE_CYCLE)
+    machine["copy"] = copy(args.device)
     product_gigaflop = 2 * args.batch_size * architecture.width**2 / 1e9
-    return dict(
-        updates_per_second={name: rates[name] for name in contenders},
-        product_gigaflops_per_second={
-            name: [product_gigaflop * rate for rate in rates[f"product {name}"]] for name in PRODUCTS
-        },
-        copy_bytes_per_second=[2 * COPY_BYTES * rate for rate in rates["copy"]],
-        gigaflops_of_updates=gigaflops,
-        bytes_of_updates=bytes_of_updates(flowrl),
-    )
+    results = []
+    for steps in args.gradient_steps:
+        contenders = {name: updates(model, args.batch_size, steps) for name, model in models.items()}
+        calls = UPDATE_CYCLE // math.gcd(UPDATE_CYCLE, steps)
+        rates = time_in_turns({**machine, **contenders}, args.rounds, args.seconds, calls)
+        result = dict(
+            gradient_steps=steps,
+            updates_per_second={name: [steps * rate for rate in rates[name]] for name in contenders},
+            product_gigaflops_per_second={
+                name: [product_gigaflop * rate for rate in rates[f"product {name}"]] for name in PRODUCTS
+            },
+            copy_bytes_per_second=[2 * COPY_BYTES * rate for rate in rates["copy"]],
+            gigaflops_of_updates=gigaflops,
+            bytes_of_updates=bytes_of_updates(flowrl),
+        )
+        results.append(result)
+    return results
 
 
 def first_updates(name: str, architecture: Architecture, args: Namespace) -> list[float]:
@@ -317,6 +325,7 @@ def main() -> None:
     parser.add_argument("--action-dim", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--buffer-size", type=int, default=100_000)
+    parser.add_argument("--gradient-steps", type=int, nargs="+", default=[1], help="updates in each call of train()")
     parser.add_argument("--cold-start", action=BooleanOptionalAction, default=True, help="time the compiler, too")
     args = parse(
         parser,
@@ -336,21 +345,24 @@ def main() -> None:
         architecture = ARCHITECTURES[name] if args.width is None else replace(ARCHITECTURES[name], width=args.width)
         title = f"{name}, {architecture.width} wide, batch {args.batch_size}, obs {args.obs_dim}, act {args.action_dim}"
         for threads in args.threads:
-            measured = in_fresh_process(measure, architecture, args, threads=threads)
-            rates, bounds = measured["updates_per_second"], rooflines(measured)
-            of_own = {name: bounds[setting["precision"]] for name, setting in SETTINGS.items()}
-            of_bfloat16 = dict.fromkeys(SETTINGS, bounds["bfloat16"])
-            columns = {"of its roofline": of_own.get, "of bfloat16's": of_bfloat16.get}
-            print_rates(f"## {title}, {threads} thread(s)", "updates a second", rates, columns)
-            print_rooflines(measured, bounds)
-            found = asked_ratios(rates, bounds["bfloat16"])
-            print_ratios(found)
-            results.append(dict(architecture=name, threads=threads, rooflines=bounds, ratios=found, **measured))
+            for measured in in_fresh_process(measure, architecture, args, threads=threads):
+                steps = measured["gradient_steps"]
+                rates, bounds = measured["updates_per_second"], rooflines(measured)
+                of_own = {name: bounds[setting["precision"]] for name, setting in SETTINGS.items()}
+                of_bfloat16 = dict.fromkeys(SETTINGS, bounds["bfloat16"])
+                columns = {"of its roofline": of_own.get, "of bfloat16's": of_bfloat16.get}
+                heading = f"## {title}, {threads} thread(s), {steps} update(s) a call"
+                print_rates(heading, "updates a second", rates, columns)
+                print_rooflines(measured, bounds)
+                found = asked_ratios(rates, bounds["bfloat16"])
+                print_ratios(found)
+                results.append(dict(architecture=name, threads=threads, rooflines=bounds, ratios=found, **measured))
+            record.write(results=results)  # so that a run that is ended by a time limit leaves what it has
         if args.cold_start:
             samples = cold_starts(architecture, args)
             print_cold_starts(f"## Cold start: {title}, {args.threads[0]} thread(s)", samples)
             results.append(dict(architecture=name, threads=args.threads[0], first_updates_seconds=samples))
-    record.write(results=results)
+            record.write(results=results)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -83,6 +86,25 @@ def test_update_benchmark_times_the_compiler(tmp_path):
     assert cold[0] > warm[0] > warm[-1]
 
 
+def test_update_benchmark_counts_updates_at_each_number_of_gradient_steps(benchmarks, monkeypatch):
+    blocks = []
+
+    def time_in_turns(contenders, rounds, seconds, multiple):
+        blocks.append(multiple)
+        return {name: [2.0] for name in contenders}  # calls a second
+
+    monkeypatch.setattr(benchmarks, "time_in_turns", time_in_turns)
+    monkeypatch.setattr(benchmarks, "COPY_BYTES", 2**10)
+    args = benchmarks.Namespace(
+        contenders=["SAC"], obs_dim=3, action_dim=1, batch_size=4, buffer_size=10, device="cpu", rounds=1, seconds=0.0
+    )
+    args.gradient_steps = [1, 8]
+    one, eight = benchmarks.measure(benchmarks.replace(benchmarks.ARCHITECTURES["defaults"], width=8), args)
+    assert (one["gradient_steps"], eight["gradient_steps"]) == (1, 8)
+    assert one["updates_per_second"] == dict(SAC=[2.0]) and eight["updates_per_second"] == dict(SAC=[16.0])
+    assert blocks == [6, 3]  # so that a block has as many of the delayed steps as any other
+
+
 @pytest.mark.slow
 def test_predict_benchmark_compiles_the_actor(tmp_path):
     printed, _ = run_benchmark(tmp_path, "bench_predict.py", "--compiled")
@@ -131,3 +153,112 @@ def test_transcription_has_the_networks_of_flowrl(architecture, benchmarks, monk
     for network in NETWORKS:
         ours, plain = (sum(p.numel() for p in getattr(each, network).parameters()) for each in (model, transcription))
         assert ours == plain, network
+
+
+def run_device_script(out: Path, *options: str, failing: str = "nothing", takes: str = "exit 0") -> tuple[int, dict, str]:
+    """
+    What ``device.sh`` says of itself where its steps only leave their files.
+
+    :param out: where to
+    :param options: of the script
+    :param failing: the step's script that does something else
+    :param takes: what it does instead
+    :return: the exit code, ``summary.json``, ``device.log``
+    """
+    stand_in = out.parent / "python"
+    stand_in.write_text(f"""#!/usr/bin/env bash
+        case "$*" in
+            *"{failing}"*) {takes} ;;
+            *"-m pytest"* | *"-m pip"*) exit 0 ;;
+            *bench_*) while test "$1" != --output; do shift; done; echo "{{}}" > "$2" ;;
+            *) exec {sys.executable} "$@" ;;
+        esac""")
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stand_in), "CUDA_VISIBLE_DEVICES": ""}
+    command = [str(ROOT / "benchmarks" / "device.sh"), str(out), *options]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return result.returncode, json.loads((out / "summary.json").read_text()), (out / "device.log").read_text()
+
+
+without_bash = pytest.mark.skipif(not (shutil.which("bash") and shutil.which("timeout")), reason="needs bash and GNU timeout")
+STEPS = ["machine", "tests", "update", "learn", "profile"]
+
+
+def steps_of(summary: dict) -> dict[str, int]:
+    """The exit codes of the steps, without the installation of wheels, which only happens where there are some."""
+    return {step["name"]: step["exit_code"] for step in summary["steps"] if step["name"] != "packages"}
+
+
+@without_bash
+def test_device_script_leaves_json_and_a_log(tmp_path):
+    code, summary, log = run_device_script(tmp_path / "out", "--dry-run")
+    assert code == 0 and summary["dry_run"] and steps_of(summary) == dict.fromkeys(STEPS, 0)
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["bench_learn.json", "bench_profile.json", "bench_update.json", "device.log", "summary.json"]
+    assert all(re.search(rf"^{step} +[0-9]+ s  passed$", log, re.MULTILINE) for step in STEPS)
+
+
+@without_bash
+@pytest.mark.parametrize(
+    "failing, step", [("-m pytest", "tests"), ("bench_update.py", "update"), ("bench_profile.py", "profile")]
+)
+def test_device_script_fails_with_any_of_its_steps_and_does_the_others(failing, step, tmp_path):
+    code, summary, log = run_device_script(tmp_path / "out", "--dry-run", failing=failing, takes="exit 3")
+    assert code != 0 and steps_of(summary) == {**dict.fromkeys(STEPS, 0), step: 3}
+    assert re.search(rf"^{step} +[0-9]+ s  failed: exit code 3$", log, re.MULTILINE)
+
+
+@without_bash
+def test_device_script_fails_without_a_gpu_and_takes_at_most_eight_minutes(tmp_path):
+    code, summary, log = run_device_script(tmp_path / "out")
+    assert code != 0 and not summary["dry_run"] and steps_of(summary) == {**dict.fromkeys(STEPS, 0), "machine": 1}
+    assert "PyTorch sees no GPU here" in log
+    limit_of_packages, seconds_to_kill = 25, 3
+    limits = [step["limit"] for step in summary["steps"] if step["name"] != "packages"]
+    assert sum(limits) + limit_of_packages + seconds_to_kill <= 8 * 60
+
+
+def traced(name: str, category: str, start: float, microseconds: float) -> dict[str, Any]:
+    """An event as PyTorch's profiler writes it."""
+    return dict(ph="X", name=name, cat=category, ts=start, dur=microseconds, args={})
+
+
+def test_trace_summary_counts_kernels_gaps_and_launches_of_an_update(benchmarks):
+    from trace_summary import print_summary, summarize
+
+    events = [
+        dict(ph="M", name="process_name"),
+        traced("aten::mm", "cpu_op", 0, 100),
+        traced("gpu range", "gpu_user_annotation", 0, 100),
+        traced("cudaGraphLaunch", "cuda_runtime", 0, 8),
+        traced("cuLaunchKernel", "cuda_driver", 50, 2),
+        traced("cudaMemcpyAsync", "cuda_runtime", 60, 4),
+        traced("cudaStreamSynchronize", "cuda_runtime", 70, 30),
+        traced("matmul", "kernel", 10, 20),
+        traced("add", "kernel", 15, 5),  # beside the last one, on another stream
+        traced("matmul", "kernel", 40, 20),
+        traced("Memcpy DtoH", "gpu_memcpy", 90, 10),
+    ]
+    summary = summarize(reversed(events), n_updates=2)
+    assert {name: value for name, value in summary.items() if not isinstance(value, list)} == dict(
+        kernels=2.0, launches=1.0, waits=0.5, busy_microseconds=25.0, idle_microseconds=20.0
+    )
+    assert summary["top_kernels"][0] == dict(name="matmul", count=1.0, microseconds=20.0)
+    assert summary["top_gaps"] == [
+        dict(name="matmul → Memcpy DtoH", count=0.5, microseconds=15.0),
+        dict(name="matmul → matmul", count=0.5, microseconds=5.0),
+    ]
+    assert [call["name"] for call in summary["driver_calls"]] == [
+        "cudaStreamSynchronize",
+        "cudaGraphLaunch",
+        "cudaMemcpyAsync",
+        "cuLaunchKernel",
+    ]
+    print_summary("FlowRL", summary)
+
+
+def test_trace_summary_of_a_cpu_is_all_zeros(benchmarks):
+    from trace_summary import summarize
+
+    summary = summarize([traced("aten::mm", "cpu_op", 0, 100)], n_updates=1)
+    assert not any(summary.values())

@@ -33,6 +33,7 @@ from study.run import execute
 from study.study import StudyError, find_study, load_study
 
 from sb3_flowrl import FlowRL
+from sb3_flowrl.guidance import GUIDANCES
 from tests.models import SMALL, assert_same, batch_of, moments, noise_of, parameters
 from tests.study_package import finish, make_study
 
@@ -41,9 +42,15 @@ PACKAGES = ["benchmarks.study.worth"]
 worth: Any = importlib.import_module(PACKAGES[0])
 environments: Any = importlib.import_module(f"{PACKAGES[0]}.environments")
 GaussianTwin, imitation_guidance = worth.GaussianTwin, worth.imitation_guidance
+del GUIDANCES["imitation"]  # for other tests; those here get it from a fixture
 GOAL_REWARD, MultiGoalEnv, TwoWaysEnv = environments.GOAL_REWARD, environments.MultiGoalEnv, environments.TwoWaysEnv
 MULTI_GOAL, TWO_WAYS = "worth/multi-goal-v0", "worth/two-ways-v0"
 TWIN = dict(algo="flowrl_gaussian", hyperparameters=dict(w2_coef=0.0))
+
+
+@pytest.fixture(autouse=True)
+def _imitation(monkeypatch):
+    monkeypatch.setitem(GUIDANCES, "imitation", imitation_guidance)
 
 
 def make_twin(**kwargs) -> Any:
