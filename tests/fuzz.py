@@ -25,6 +25,7 @@ import linecache
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -525,7 +526,11 @@ def main() -> None:
         print(run(args.only, shows=True))
         return
     start = time.perf_counter()
-    results = [run(seed) for seed in range(args.seed, args.seed + args.n)]
+    results = []
+    for seed in range(args.seed, args.seed + args.n):
+        results.append(run(seed))
+        if results[-1].outcome in ("raw", "false") and not results[-1].is_sb3s_own:
+            print(results[-1], file=sys.stderr, flush=True)
     print(summarize(results))
     print(f"{time.perf_counter() - start:.0f} s")
     if args.output is not None:

@@ -865,14 +865,17 @@ def test_callback_arguments(argument, tmp_path):
         ResumableCheckpointCallback(tmp_path, **argument)
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(120, marks=pytest.mark.slow)])
-def test_kills_at_random_instants(kills, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "env"),
+    [(8, "pendulum"), *(pytest.param(60, env, marks=pytest.mark.slow) for env in ("pendulum", "pictures"))],
+)
+def test_kills_at_random_instants(kills, env, tmp_path):
     script = Path(__file__).parent / "kills.py"
-    command = [sys.executable, str(script), "--kills", str(kills), "--folder", str(tmp_path)]
+    command = [sys.executable, str(script), "--kills", str(kills), "--env", env, "--folder", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["kills"] == kills
     assert report["lost_checkpoints"] == report["damaged_checkpoints"] == 0
     assert report["same_parameters_as_without_kills"]
-    assert kills < 100 or report["kills_while_writing"] > 10
+    assert kills < 60 or report["kills_while_writing"] > 5

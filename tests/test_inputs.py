@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import patch_gym
 from torch import nn
 
@@ -48,6 +49,12 @@ def test_a_schedule_that_returns_something_else_says_what_and_when(late):
     model = make_model(learning_rate=lambda progress: 1e-3 if progress > 0.5 else late)
     with pytest.raises(ValueError, match=r"learning_rate returned .* for progress_remaining=0\.\d+"):
         model.learn(100)
+
+
+@pytest.mark.parametrize("schedule", [lambda: 1e-3, lambda a, b: 1e-3, lambda *, progress: 1e-3, th.relu, LinearSchedule])
+def test_a_schedule_that_does_not_take_the_progress_says_so(schedule):
+    with pytest.raises(ValueError, match=r"learning_rate=.* can't be called with the remaining progress"):
+        make_model(learning_rate=schedule)
 
 
 def test_an_error_in_a_schedule_is_not_blamed_on_the_optimizer():
