@@ -2,6 +2,7 @@
 What each argument of ``FlowRL`` and of its policy may be, checked before any work.
 """
 
+import inspect
 import math
 import numbers
 import re
@@ -24,7 +25,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 from stable_baselines3.her import HerReplayBuffer
 from torch import nn
 
-from sb3_flowrl.checks import check_choice, check_number, check_positive_int, learning_rate_of
+from sb3_flowrl.checks import check_choice, check_keywords, check_number, check_positive_int, learning_rate_of
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
 from sb3_flowrl.guidance import GUIDANCES
 
@@ -301,6 +302,20 @@ def check_combination(observation_space: spaces.Space, n_steps: int, optimize_me
                 raise ValueError(f"{name}={value} can't be had with Dict observations. Leave it at {off}, or flatten them.")
     if optimize_memory_usage and n_steps > 1:
         raise ValueError(f"optimize_memory_usage=True can't be had with n_steps={n_steps}. Choose one of them.")
+
+
+def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    Check that the policy takes what it is given.
+
+    :param policy_class: the policy's class
+    :param policy_kwargs: as given to ``FlowRL``
+    :raises TypeError: for an argument that is unknown, naming the most similar one, or not the user's to give
+    """
+    parameters = inspect.signature(policy_class).parameters
+    known = [name for name in parameters if name not in ("observation_space", "action_space", "lr_schedule")]
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    check_keywords("policy_kwargs: " + policy_class.__name__, [] if takes_any else policy_kwargs.keys(), known)
 
 
 def check_replay_buffer(model: OffPolicyAlgorithm) -> None:

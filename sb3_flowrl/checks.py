@@ -127,7 +127,7 @@ def check_keywords(function_name: str, keywords: Collection[str], known: Collect
     """
     for name in keywords:
         if name not in known:
-            similar = difflib.get_close_matches(name, [each for each in known if not each.startswith("_")], n=1)
+            similar = difflib.get_close_matches(str(name), [each for each in known if not each.startswith("_")], n=1)
             hint = f" Did you mean {similar[0]!r}?" if similar else ""
             raise TypeError(f"{function_name}() got an unexpected keyword argument {name!r}.{hint}")
 

@@ -31,6 +31,7 @@ from sb3_flowrl.arguments import (
     check_arguments,
     check_combination,
     check_discount,
+    check_policy_kwargs,
     check_replay_buffer,
     check_train_freq,
     initial_spread_coef,
@@ -273,6 +274,7 @@ class FlowRL(OffPolicyAlgorithm):
         user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
         if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
             raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
+        check_policy_kwargs(self.policy_class, user_policy_kwargs)
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
         observation_space, policy_class = self.observation_space, self.policy_class

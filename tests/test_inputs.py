@@ -117,6 +117,34 @@ def test_models_are_made_and_loaded_in_float32_whatever_the_default_is(spread_co
             loaded.learn(10, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("nett_arch", " Did you mean 'net_arch'?"),
+        ("optimiser_class", " Did you mean 'optimizer_class'?"),
+        ("observation_space", ""),
+        ("lr_schedule", ""),
+        (3, ""),
+    ],
+)
+def test_an_argument_that_the_policy_does_not_take_is_refused_with_the_nearest(keyword, hint):
+    with pytest.raises(TypeError) as error:
+        make_model(policy_kwargs={keyword: None})
+    assert str(error.value).startswith(
+        f"policy_kwargs: FlowActorCriticPolicy() got an unexpected keyword argument {keyword!r}.{hint}"
+    )
+
+
+def test_a_policy_of_the_users_own_may_take_any_argument():
+    class Mine(MlpPolicy):
+        def __init__(self, *args, temperature=1.0, **kwargs):
+            self.temperature = temperature
+            super().__init__(*args, **kwargs)
+
+    model = FlowRL(Mine, "Pendulum-v1", policy_kwargs=dict(net_arch=[16], temperature=2.0))
+    assert model.policy.temperature == 2.0
+
+
 def leaky() -> nn.Module:
     return nn.LeakyReLU(0.2)
 
