@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_flowrl.arguments import ALGORITHM_CHECKS, POLICY_CHECKS, check_arguments
 from sb3_flowrl.checks import check_action_space, check_choice, check_positive_int
-from sb3_flowrl.networks import FlowActor
+from sb3_flowrl.networks import FlowActor, float32_by_default
 
 # What a description may ask for at most, well above what a policy needs
 MAX_OBSERVATION_SIZE = 2**22
@@ -61,6 +61,7 @@ def describe_actor(actor: FlowActor) -> dict[str, Any]:
     }
 
 
+@float32_by_default()
 def build_actor(description: dict[str, Any]) -> FlowActor:
     """
     :param description: as :func:`describe_actor` returns it, but not yet trusted

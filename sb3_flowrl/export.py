@@ -82,7 +82,7 @@ def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.Path
         warnings.simplefilter("ignore")  # the exporter warns about its own parts, and that all inputs share one batch axis
         program = th.onnx.export(
             _Inference(actor).eval(),
-            (observation, th.zeros(2, actor.action_dim, device=actor.device)),
+            (observation, th.zeros(2, actor.action_dim, device=actor.device, dtype=th.float32)),
             input_names=[*names, "noise"],
             output_names=["action"],
             dynamic_shapes=(dynamic, {0: "batch"}),
@@ -141,7 +141,7 @@ def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | 
                 th.manual_seed(seed)
                 expected, _ = actor.predict(observation, deterministic=deterministic)
                 th.manual_seed(seed)  # for the noise that predict drew
-                noise = th.zeros(100, actor.action_dim) if deterministic else th.randn(100, actor.action_dim)
+                noise = (th.zeros if deterministic else th.randn)(100, actor.action_dim, dtype=th.float32)
             differences.append(actor.scale_action(run(observation, noise.numpy())) - actor.scale_action(expected))
     return float(np.abs(differences).max())
 

@@ -339,7 +339,9 @@ class FlowRL(OffPolicyAlgorithm):
         """The coefficient as the actor's loss takes it."""
         if self.log_spread_coef is not None:
             return self.log_spread_coef.detach().exp().squeeze()
-        return th.full((), float(self.spread_coef), device=self.device) if self.spread_coef else None
+        if not self.spread_coef:
+            return None
+        return th.full((), float(self.spread_coef), device=self.device, dtype=th.float32)
 
     def _flow_kwargs(self) -> dict[str, Any]:
         return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)

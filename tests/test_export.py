@@ -79,6 +79,16 @@ def test_the_file_gives_the_actions_of_predict(path, kwargs):
     assert largest_difference(policy, path) > 1e-5
 
 
+def test_the_file_is_of_float32_whatever_the_default_is(path):
+    policy = make_policy()
+    th.set_default_dtype(th.float64)
+    try:
+        export_onnx(policy, path)
+        assert largest_difference(policy, path) < 1e-5
+    finally:
+        th.set_default_dtype(th.float32)
+
+
 def test_actions_have_their_shape_and_type_and_stay_inside_bounds_that_round_badly(path, monkeypatch):
     rng = np.random.default_rng(0)
     low, high = (rng.uniform(*bounds, (50, 2)) for bounds in ((-3, 0), (0.1, 5)))

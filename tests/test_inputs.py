@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import patch_gym
 from torch import nn
@@ -115,6 +116,16 @@ def test_models_are_made_and_loaded_in_float32_whatever_the_default_is(spread_co
         np.testing.assert_array_equal(*(each.predict(np.ones(3), deterministic=True)[0] for each in (model, loaded)))
         if isinstance(loaded, FlowRL):
             loaded.learn(10, reset_num_timesteps=False)
+
+
+def test_images_too(float64_by_default, tmp_path):
+    env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)
+    policy_kwargs = dict(net_arch=[8], features_extractor_kwargs=dict(features_dim=8))
+    model = FlowRL("CnnPolicy", env, buffer_size=20, policy_kwargs=policy_kwargs)
+    model.save_policy_safe(tmp_path / "safe")
+    obs = np.stack([env.observation_space.sample() for _ in range(2)])
+    loaded = FlowRL.load_policy_safe(tmp_path / "safe")
+    np.testing.assert_array_equal(*(each.predict(obs, deterministic=True)[0] for each in (model, loaded)))
 
 
 @pytest.mark.parametrize(
