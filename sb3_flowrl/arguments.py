@@ -312,10 +312,16 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[s
     :param policy_kwargs: as given to ``FlowRL``
     :raises TypeError: for an argument that is unknown, naming the most similar one, or not the user's to give
     """
-    parameters = inspect.signature(policy_class).parameters
-    known = [name for name in parameters if name not in ("observation_space", "action_space", "lr_schedule")]
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    check_keywords("policy_kwargs: " + policy_class.__name__, [] if takes_any else policy_kwargs.keys(), known)
+    known: set[str] = set()
+    for each in policy_class.__mro__:
+        parameters = inspect.signature(each.__init__).parameters
+        known.update(parameters)
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+        if not each.__module__.startswith("sb3_flowrl."):
+            return  # who knows what it does with the others
+    known -= {"self", "observation_space", "action_space", "lr_schedule"}
+    check_keywords("policy_kwargs: " + policy_class.__name__, policy_kwargs.keys(), sorted(known))
 
 
 def check_replay_buffer(model: OffPolicyAlgorithm) -> None:

@@ -62,6 +62,8 @@ def sample_batches(
     for start in range(0, n_batches, n_at_once):
         n_now = min(n_at_once, n_batches - start)
         sample = sample_on_cpu(buffer, n_now * batch_size, env)
+        if type(buffer) not in JOINT_BUFFERS:
+            check_form(buffer, sample)
         check(sample)
         if sample.discounts is None:
             sample = sample._replace(discounts=th.full_like(sample.rewards, gamma))
@@ -83,6 +85,33 @@ def sample_on_cpu(buffer: ReplayBuffer, n_transitions: int, env: VecNormalize | 
         return buffer.sample(n_transitions, env=env)
     finally:
         buffer.device = device_before
+
+
+def check_form(buffer: ReplayBuffer, sample: Any) -> None:
+    """
+    Check what a buffer of the user's own returns, as rewards of shape ``(B,)`` would be added to values of shape ``(B, 1)``
+    without an error.
+
+    :param buffer: the replay buffer
+    :param sample: what its ``sample`` returned
+    :raises ValueError: if it is no sample, or its parts are not tensors of the right shapes
+    """
+    returned = f"{type(buffer).__name__}.sample() returned"
+    if not hasattr(sample, "_asdict"):
+        raise ValueError(
+            f"{returned} a {type(sample).__name__}; it must return ReplayBufferSamples or DictReplayBufferSamples."
+        )
+    for name, part in sample._asdict().items():
+        for each in part.values() if isinstance(part, dict) else [part]:
+            if each is not None and not isinstance(each, th.Tensor):
+                raise ValueError(f"{returned} {name} as a {type(each).__name__}; they must be tensors.")
+    n = len(sample.actions)
+    for name in ("rewards", "dones"):
+        if getattr(sample, name).shape != (n, 1) or n == 0:
+            raise ValueError(
+                f"{returned} {name} of shape {tuple(getattr(sample, name).shape)} with {n} action(s); it must return at least "
+                "one transition, and one number for each in a column, of shape (n, 1)."
+            )
 
 
 def transition_bytes(buffer: ReplayBuffer) -> int:

@@ -113,3 +113,37 @@ def test_the_buffer_goes_on_giving_its_samples_where_it_gave_them(monkeypatch):
     monkeypatch.setattr(model.replay_buffer, "sample", watched_sample)
     model.train(2, batch_size=8)
     assert where == [CPU] and model.replay_buffer.device == elsewhere
+
+
+class Odd(ReplayBuffer):
+    """
+    :param change: what is done to its samples
+    """
+
+    def __init__(self, *args, change, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.change = change
+
+    def sample(self, batch_size, env=None):
+        return self.change(super().sample(batch_size, env=env))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sample: None, "returned a NoneType; it must return ReplayBufferSamples"),
+        (tuple, "returned a tuple; it must return ReplayBufferSamples"),
+        (
+            lambda sample: sample._replace(rewards=sample.rewards.numpy()),
+            "returned rewards as a ndarray; they must be tensors",
+        ),
+        # Added to values of shape (32, 1), these would make (32, 32)
+        (lambda sample: sample._replace(rewards=sample.rewards.flatten()), r"rewards of shape \(32,\) with 32 action"),
+        (lambda sample: sample._replace(dones=sample.dones[:3]), r"dones of shape \(3, 1\) with 32 action"),
+        (lambda sample: type(sample)(*(part[:0] for part in sample[:5])), r"rewards of shape \(0, 1\) with 0 action"),
+    ],
+)
+def test_a_buffer_that_returns_no_sample_is_told_what_is_wrong(change, message):
+    model = make_model(replay_buffer_class=Odd, replay_buffer_kwargs=dict(change=change))
+    with pytest.raises(ValueError, match=rf"Odd.sample\(\) .*{message}"):
+        model.learn(60)
