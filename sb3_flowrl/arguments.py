@@ -314,7 +314,7 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[s
     """
     known: set[str] = set()
     for each in policy_class.__mro__:
-        parameters = inspect.signature(each.__init__).parameters
+        parameters = inspect.signature(each.__init__).parameters  # type: ignore[misc]
         known.update(parameters)
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
