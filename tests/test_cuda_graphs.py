@@ -78,7 +78,7 @@ def captured_model(**options) -> FlowRL:
     "options",
     [
         dict(),
-        dict(spread_coef=0.0, policy_delay=3, gradient_steps=2),
+        dict(spread_coef=0.0, policy_delay=3, gradient_steps=6),
         dict(learning_rate=lambda progress: 1e-3 * progress, policy_kwargs=dict(net_arch=[16], batch_norm=False)),
         dict(n_steps=3, policy_delay=1),
     ],
