@@ -314,13 +314,13 @@ def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: Mapping[s
     """
     known: set[str] = set()
     for each in policy_class.__mro__:
-        parameters = inspect.signature(each.__init__).parameters  # type: ignore[misc]
+        parameters = inspect.signature(each).parameters
         known.update(parameters)
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
         if not each.__module__.startswith("sb3_flowrl."):
             return  # who knows what it does with the others
-    known -= {"self", "observation_space", "action_space", "lr_schedule"}
+    known -= {"observation_space", "action_space", "lr_schedule"}
     check_keywords("policy_kwargs: " + policy_class.__name__, policy_kwargs.keys(), sorted(known))
 
 

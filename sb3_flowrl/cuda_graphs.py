@@ -8,13 +8,13 @@ reads on the host is part of the key under which its graph is kept.
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_flowrl.replay import Batch
+from sb3_flowrl.replay import Batch, tensors_of, with_tensors
 
 #: Steps that run as they are before the next one is captured: the first of them compiles, and makes the optimizers' moments.
 WARM_UP = 3
@@ -138,13 +138,13 @@ class CapturedStep:
                 self._give_up(f"{type(error).__name__}: {error}")
                 return self.step(batch, steps_actor, diverged)
         graph = self._graphs[key]
-        for ours, theirs in zip(_tensors(graph.inputs), _tensors(batch), strict=True):
+        for ours, theirs in zip(tensors_of(graph.inputs), tensors_of(batch), strict=True):
             ours.copy_(theirs)
         # A copy, as the next replay overwrites the original
         return dict(zip(graph.names, graph.replay().clone().unbind(), strict=True))
 
     def _capture(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> _Graph:
-        inputs = _empty_like(batch)
+        inputs = empty_like(batch)
         names: list[str] = []
 
         def step() -> th.Tensor:
@@ -198,19 +198,15 @@ def as_saved(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
-def _tensors(batch: Batch) -> list[th.Tensor]:
-    fields: Sequence[Any] = batch
-    return [tensor for field in fields for tensor in (field.values() if isinstance(field, dict) else [field])]
+def empty_like(batch: Batch) -> Batch:
+    """
+    Allocate buffers for batches of one form.
+
+    :param batch: a batch
+    :return: one of the same form, with whatever is in its memory
+    """
+    return with_tensors(batch, [th.empty_like(each, memory_format=th.contiguous_format) for each in tensors_of(batch)])
 
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:
-    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(batch))
-
-
-def _empty_like(batch: Batch) -> Batch:
-    def empty(field: Any) -> Any:
-        if isinstance(field, dict):
-            return {key: empty(value) for key, value in field.items()}
-        return th.empty_like(field, memory_format=th.contiguous_format)
-
-    return type(batch)(*(empty(field) for field in batch))
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(batch))

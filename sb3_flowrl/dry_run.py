@@ -12,6 +12,7 @@ from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 
 from sb3_flowrl.diagnostics import own_random_numbers
+from sb3_flowrl.guidance import GuidanceError
 from sb3_flowrl.replay import Batch
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def try_out(model: "FlowRL") -> None:
         try:
             rehearsal.policy.set_training_mode(True)
             rehearsal._gradient_step(make_batch(model), True, th.zeros((), device=model.device, dtype=th.float32))
+        except GuidanceError:  # which says all by itself
+            raise
         except Exception as error:
-            if isinstance(error, ValueError) and str(error).startswith("guidance="):
-                raise
             raise ValueError(
                 f"An update fails with {type(error).__name__}: {error}\nOne of these arguments does not work: "
                 f"guidance={model.guidance!r}, policy_kwargs={model.policy_kwargs!r} (above all optimizer_class and "

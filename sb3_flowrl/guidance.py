@@ -13,6 +13,13 @@ from collections.abc import Callable
 
 import torch as th
 
+
+class GuidanceError(ValueError):
+    """
+    A guidance returned something that is not one weight for each sample.
+    """
+
+
 Guidance = Callable[[th.Tensor, th.Tensor, float], th.Tensor]
 
 #: Bounds of the authors' weights (``CFM_MIN`` and ``CFM_MAX`` in their ``algo.py``).

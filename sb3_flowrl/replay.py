@@ -4,7 +4,7 @@ From the replay buffer to the updates of one ``train()`` call: one sample, check
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -133,16 +133,37 @@ def move(sample: Batch, device: th.device) -> Batch:
     :param device: where it is wanted
     :return: the sample there
     """
-    fields: Sequence[Any] = sample
-    tensors = [tensor for field in fields for tensor in (field.values() if isinstance(field, dict) else [field])]
+    tensors = tensors_of(sample)
     if device.type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
         moved = [tensor.to(device) for tensor in tensors]
     else:
         packed, places = pack(tensors, pinned=device.type == "cuda")
         moved = unpack(packed.to(device, non_blocking=True), places, tensors)
-    left = iter(moved)
-    there: list[Any] = [{key: next(left) for key in field} if isinstance(field, dict) else next(left) for field in fields]
-    return type(sample)(*there)
+    return with_tensors(sample, moved)
+
+
+def tensors_of(batch: Batch) -> list[th.Tensor]:
+    """
+    List the tensors of a batch or a sample, those of Dict observations one by one.
+
+    :param batch: the batch, with its ``discounts``
+    :return: its tensors
+    """
+    fields: Sequence[Any] = batch
+    return [tensor for field in fields for tensor in (field.values() if isinstance(field, dict) else [field])]
+
+
+def with_tensors(batch: Batch, tensors: Sequence[th.Tensor]) -> Batch:
+    """
+    Put other tensors in the place of a batch's own.
+
+    :param batch: the batch
+    :param tensors: the tensors, in the order of :func:`tensors_of`
+    :return: a batch of the same form
+    """
+    left, fields = iter(tensors), cast(Sequence[Any], batch)
+    others: list[Any] = [{key: next(left) for key in field} if isinstance(field, dict) else next(left) for field in fields]
+    return type(batch)(*others)
 
 
 def pack(tensors: Sequence[th.Tensor], pinned: bool) -> tuple[th.Tensor, list[int]]:

@@ -17,7 +17,7 @@ from torch import nn
 from sb3_flowrl import losses
 from sb3_flowrl.execution import autocast
 from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, straight_path, truncate_noise
-from sb3_flowrl.guidance import Guidance
+from sb3_flowrl.guidance import Guidance, GuidanceError
 from sb3_flowrl.replay import Batch
 
 if TYPE_CHECKING:
@@ -150,13 +150,13 @@ def guidance_weights(settings: Settings, q_behavior: th.Tensor, q_policy: th.Ten
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``
     :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``
     :return: the weights λ·w, ``(B, 1)``, without gradient
-    :raises ValueError: if the guidance returns something else
+    :raises GuidanceError: if the guidance returns something else
     """
     weights = settings.guidance(q_behavior, q_policy, settings.w2_coef)
     if not isinstance(weights, th.Tensor):
-        raise ValueError(f"guidance={settings.guidance} returned a {type(weights).__name__}; it must return a tensor.")
+        raise GuidanceError(f"guidance={settings.guidance} returned a {type(weights).__name__}; it must return a tensor.")
     if weights.shape != q_policy.shape:
-        raise ValueError(
+        raise GuidanceError(
             f"guidance={settings.guidance} returned weights of shape {tuple(weights.shape)}; it must return one weight a "
             f"sample, of shape {tuple(q_policy.shape)}, like the values that it is given."
         )

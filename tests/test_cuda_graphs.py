@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_flowrl import FlowRL, cuda_graphs, execution, flowrl
 from sb3_flowrl.cuda_graphs import CapturedStep
+from sb3_flowrl.replay import tensors_of
 from tests.models import SMALL, assert_same, batches_of, make_model, moments, parameters
 
 
@@ -199,11 +200,11 @@ def test_a_step_looks_at_no_value_and_depends_on_its_buffers_alone(options):
     results = {}
     for name, order in dict(first=[0], second=[1], swapped=[0, 1]).items():
         taken = model.rehearsal()
-        static = cuda_graphs._empty_like(batches[0])
+        static = cuda_graphs.empty_like(batches[0])
         for index in order:
             if name == "swapped" and index == 1:
                 taken = model.rehearsal()  # the buffers stay, the networks start again
-            for ours, theirs in zip(cuda_graphs._tensors(static), cuda_graphs._tensors(batches[index]), strict=True):
+            for ours, theirs in zip(tensors_of(static), tensors_of(batches[index]), strict=True):
                 ours.copy_(theirs)
             set_random_seed(index)
             with Watched() as watched:
