@@ -19,7 +19,7 @@ from torch import nn
 from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
 from sb3_flowrl.old_models import stack_state_dict
-from sb3_flowrl.stacked import StackedMLP
+from sb3_flowrl.stacked import Linear, StackedMLP
 
 #: The constants of CrossQ's batch normalisation (Bhatt et al., ICLR 2024, and sb3_contrib).
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.01, 1e-3
@@ -67,13 +67,13 @@ def create_normed_mlp(
     width = input_dim
     for index, next_width in enumerate(net_arch):
         layers += [_batch_norm(width)] if batch_norm else []
-        layers.append(nn.Linear(width, next_width))
+        layers.append(Linear(width, next_width))
         layers += [nn.LayerNorm(next_width)] if layer_norm and not batch_norm else []
         if batch_norm or not (linear_ends and index in (0, len(net_arch) - 1)):
             layers.append(_make_activation(activation_fn, next_width))
         width = next_width
     layers += [_batch_norm(width)] if batch_norm else []
-    layers.append(nn.Linear(width, output_dim))
+    layers.append(Linear(width, output_dim))
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

@@ -39,13 +39,34 @@ class StackedLinear(nn.Module):
 
     def unbind(self) -> Sequence[Layer]:
         """:return: the n layers; the gradients of all reach the stacked parameters"""
-        linear = _dot if self.weight.shape[1] == 1 and th.compiler.is_compiling() else F.linear
         return [partial(linear, weight=w, bias=b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
 
 
-def _dot(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-    """A linear layer of one output, which a compiler merges with what comes before; a matrix product it calls as it is."""
-    return (x * weight).sum(dim=-1, keepdim=True) + bias
+def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """
+    Apply a linear layer. A compiler gets only the matrix product as a call, and the rest in a form that it can fuse.
+
+    :param x: inputs, ``(B, in)``
+    :param weight: ``(out, in)``
+    :param bias: ``(out,)``
+    :return: ``(B, out)``
+    """
+    if not th.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    if len(weight) == 1:
+        return (x * weight).sum(dim=-1, keepdim=True) + bias
+    return F.linear(x, weight).float() + bias
+
+
+class Linear(nn.Linear):
+    """``nn.Linear``, evaluated by :func:`linear`."""
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        """
+        :param input: ``(B, in)``
+        :return: ``(B, out)``
+        """
+        return linear(input, self.weight, self.bias)
 
 
 class StackedLayerNorm(nn.Module):
@@ -112,18 +133,16 @@ class StackedBatchNorm(nn.Module):
         return [partial(self._one, index, by_batch) for index in range(len(self.weight))]
 
     def _one(self, index: int, by_batch: bool, x: th.Tensor) -> th.Tensor:
-        x = x.float()
-        mean, variance = self.running_mean[index], self.running_var[index]
-        if by_batch:
-            running = mean, variance
-            mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)
-            unbiased = variance * (len(x) / max(len(x) - 1, 1))  # as PyTorch's own
-            with th.no_grad():
-                for old, moment in zip(running, (mean, unbiased), strict=True):
-                    new = old.lerp(moment, self.momentum)
-                    # What is not finite is reported where the losses are, and may leave nothing behind
-                    old.copy_(th.where(new.isfinite(), new, old))
-        return (x - mean) * th.rsqrt(variance + self.eps) * self.weight[index] + self.bias[index]
+        running = self.running_mean[index], self.running_var[index]
+        affine = self.weight[index], self.bias[index]
+        if not by_batch:
+            return F.batch_norm(x.float(), *running, *affine, eps=self.eps)
+        updated = [old.clone() for old in running]
+        normalized = F.batch_norm(x.float(), *updated, *affine, training=True, momentum=self.momentum, eps=self.eps)
+        for old, new in zip(running, updated, strict=True):
+            # What is not finite is reported where the losses are, and may leave nothing behind
+            old.copy_(th.where(new.isfinite(), new, old))
+        return normalized
 
 
 class StackedActivation(nn.Module):

@@ -16,9 +16,8 @@ NET = dict(net_arch=[16], batch_norm=True)
 def make_networks() -> list[nn.Sequential]:
     th.manual_seed(0)
     networks = [create_normed_mlp(3, 1, [16, 8], nn.ReLU, batch_norm=True) for _ in range(2)]
-    assert [type(layer) for layer in networks[0]] == [
-        *[nn.BatchNorm1d, nn.Linear, nn.ReLU] * 2, nn.BatchNorm1d, nn.Linear
-    ]  # fmt: skip
+    kinds = [*[nn.BatchNorm1d, nn.Linear, nn.ReLU] * 2, nn.BatchNorm1d, nn.Linear]
+    assert all(isinstance(layer, kind) for layer, kind in zip(networks[0], kinds, strict=True))
     return networks
 
 
