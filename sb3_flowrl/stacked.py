@@ -133,13 +133,13 @@ class StackedBatchNorm(nn.Module):
         return [partial(self._one, index, by_batch) for index in range(len(self.weight))]
 
     def _one(self, index: int, by_batch: bool, x: th.Tensor) -> th.Tensor:
-        running = self.running_mean[index], self.running_var[index]
-        affine = self.weight[index], self.bias[index]
+        mean, variance = self.running_mean[index], self.running_var[index]
+        weight, bias = self.weight[index], self.bias[index]
         if not by_batch:
-            return F.batch_norm(x.float(), *running, *affine, eps=self.eps)
-        updated = [old.clone() for old in running]
-        normalized = F.batch_norm(x.float(), *updated, *affine, training=True, momentum=self.momentum, eps=self.eps)
-        for old, new in zip(running, updated, strict=True):
+            return F.batch_norm(x.float(), mean, variance, weight, bias, eps=self.eps)
+        new_mean, new_variance = mean.clone(), variance.clone()
+        normalized = F.batch_norm(x.float(), new_mean, new_variance, weight, bias, True, self.momentum, self.eps)
+        for old, new in ((mean, new_mean), (variance, new_variance)):
             # What is not finite is reported where the losses are, and may leave nothing behind
             old.copy_(th.where(new.isfinite(), new, old))
         return normalized
