@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sb3_flowrl.diagnostics import DiagnosticsCallback
     from sb3_flowrl.flowrl import FlowRL
     from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
-    from sb3_flowrl.presets import paper_arguments, reference_arguments
+    from sb3_flowrl.presets import paper_arguments, reference_arguments, v0_1_arguments
 
 __version__: str
 
@@ -30,6 +30,7 @@ _MODULES = {
     "MultiInputPolicy": "policies",
     "paper_arguments": "presets",
     "reference_arguments": "presets",
+    "v0_1_arguments": "presets",
 }
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ResumableCheckpointCallback",
     "paper_arguments",
     "reference_arguments",
+    "v0_1_arguments",
 ]
 
 

@@ -214,6 +214,11 @@ ALGORITHM_CHECKS: dict[str, Check] = {
     "optimize_memory_usage": _check_bool,
     "n_steps": check_positive_int,
     "policy_delay": check_positive_int,
+    "actor_tau": lambda name, value: (
+        None
+        if value is None
+        else check_number(name, value, lambda x: 0.0 < x <= 1.0, "a number above 0 and at most 1, or None to keep no average")
+    ),
     "flow_steps": check_positive_int,
     "ode_solver": _choice(*ODE_SOLVERS),
     "expectile": _number(lambda x: 0.0 < x < 1.0, "a number strictly between 0 and 1"),
@@ -265,6 +270,7 @@ POLICY_CHECKS: dict[str, Check] = {
     "n_critics": check_positive_int,
     "batch_norm": _such_that(lambda value: value is None or isinstance(value, (bool, np.bool_)), "True, False or None"),
     "share_features_extractor": _check_bool,
+    "average_actor": _check_bool,
 }
 
 

@@ -23,6 +23,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
 
 from sb3_flowrl import checks, defaults, losses, run_state, safe, update
 from sb3_flowrl.arguments import (
@@ -108,6 +109,9 @@ class FlowRL(OffPolicyAlgorithm):
         with ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead.
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
+    :param actor_tau: weight of the actor in its moving average, at each of its steps. The average is what
+        ``predict(deterministic=True)`` plays: it stays where the actor swings from update to update. Exploration and the
+        updates take the actor itself. ``None`` keeps no average
     :param flow_steps: number N of integration steps from noise to action
     :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field
         a step
@@ -162,6 +166,7 @@ class FlowRL(OffPolicyAlgorithm):
     behavior_critic: FlowCritic
     behavior_critic_target: FlowCritic
     behavior_value: FlowValue
+    averaged_actor: FlowActor | None
 
     def __init__(
         self,
@@ -181,6 +186,7 @@ class FlowRL(OffPolicyAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         policy_delay: int = 2,
+        actor_tau: float | None = 0.01,
         flow_steps: int = 1,
         ode_solver: str = "midpoint",
         expectile: float = 0.9,
@@ -203,6 +209,8 @@ class FlowRL(OffPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.policy_delay = policy_delay
+        # Files without this attribute have no averaged actor
+        self.actor_tau = None if defaults.is_loading() else actor_tau
         self.flow_steps = flow_steps
         self.ode_solver = ode_solver
         self.expectile = expectile
@@ -344,7 +352,12 @@ class FlowRL(OffPolicyAlgorithm):
         return th.full((), float(self.spread_coef), device=self.device, dtype=th.float32)
 
     def _flow_kwargs(self) -> dict[str, Any]:
-        return dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
+        return dict(
+            flow_steps=self.flow_steps,
+            ode_solver=self.ode_solver,
+            noise_clip=self.noise_clip,
+            average_actor=self.actor_tau is not None,
+        )
 
     def _create_aliases(self) -> None:
         self.actor = self.policy.actor
@@ -353,15 +366,22 @@ class FlowRL(OffPolicyAlgorithm):
         self.behavior_critic = self.policy.behavior_critic
         self.behavior_critic_target = self.policy.behavior_critic_target
         self.behavior_value = self.policy.behavior_value
+        self.averaged_actor = self.policy.averaged_actor
         # Running mean and running var
         self._batch_norm_stats = [
             (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
-            for online, target in self._target_pairs()
+            for online, target, _ in self._averages()
         ]
 
-    def _target_pairs(self) -> list[tuple[FlowCritic, FlowCritic]]:
-        pairs = [(self.behavior_critic, self.behavior_critic_target)]
-        return pairs if self.critic_target is None else [(self.critic, self.critic_target), *pairs]
+    def _averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
+        """:return: the networks of which a moving average is kept, the averages, and the weights of the networks in them"""
+        averages: list[tuple[nn.Module, nn.Module, float]] = []
+        if self.critic_target is not None:
+            averages.append((self.critic, self.critic_target, self.tau))
+        averages.append((self.behavior_critic, self.behavior_critic_target, self.tau))
+        if self.averaged_actor is not None and self.actor_tau is not None:
+            averages.append((self.actor, self.averaged_actor, self.actor_tau))
+        return averages
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """
@@ -418,8 +438,8 @@ class FlowRL(OffPolicyAlgorithm):
             gradient = losses.spread_coef_gradient(found.terms["log_spread"], self.target_spread)
             update.descend([self.spread_coef_optimizer], found._replace(gradients=[gradient.reshape(1)]), diverged)
 
-        # Line 10: the targets
-        self._update_targets(self.tau * (1.0 - diverged))
+        # Line 10: the targets, and the actor that is played
+        self._update_averages(1.0 - diverged)
         return terms | found.terms
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
@@ -427,7 +447,7 @@ class FlowRL(OffPolicyAlgorithm):
         optimizers = self._optimizers()
         settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
         constants = (
-            *(settings, self.tau, self.target_spread, self.spread_coef),
+            *(settings, self.tau, self.actor_tau, self.target_spread, self.spread_coef),
             *map(id, update.trainable_parameters(optimizers)),
             # Loading an optimizer's state replaces its tensors
             *(id(optimizer.state) for optimizer in optimizers),
@@ -481,9 +501,9 @@ class FlowRL(OffPolicyAlgorithm):
             return self._cuda_graphs or self._n_updates >= AUTO_COMPILE_UPDATES
         return bool(self.compile)
 
-    def _update_targets(self, tau: th.Tensor) -> None:
-        for online, target in self._target_pairs():
-            update.polyak_average(online, target, tau)
+    def _update_averages(self, advance: th.Tensor) -> None:
+        for online, average, tau in self._averages():
+            update.polyak_average(online, average, tau * advance)
         for online_stats, target_stats in self._batch_norm_stats:
             # Copy running stats, see SB3's GH issue #996
             polyak_update(online_stats, target_stats, 1.0)
@@ -721,6 +741,7 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
+        aliases.append("averaged_actor")
         own = [
             "_batch_norm_stats",
             "_generators_before_step",

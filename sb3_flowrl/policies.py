@@ -4,6 +4,7 @@ The policy of FlowRL, which holds its networks and their optimisers.
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +75,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
     :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
+    :param average_actor: Whether to hold a moving average of the actor, which gives the deterministic actions. Set by
+        ``FlowRL``.
     :raises ValueError: if an argument is not what it must be (see ``sb3_flowrl.arguments``), or ``critic_layout`` is
         "reference" for fewer than three hidden layers
     """
@@ -84,6 +87,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     behavior_critic: FlowCritic
     behavior_critic_target: FlowCritic
     behavior_value: FlowValue
+    averaged_actor: FlowActor | None
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         flow_steps: int = 1,
         ode_solver: str = "midpoint",
         noise_clip: float | None = 1.0,
+        average_actor: bool = False,
     ):
         check_arguments(POLICY_CHECKS, locals())
         defaults = policy_defaults()
@@ -158,6 +163,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_networks": n_critics}
         self.batch_norm = batch_norm
         self.share_features_extractor = share_features_extractor
+        self.average_actor = average_actor
 
         self._build(lr_schedule)
 
@@ -178,14 +184,16 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             for copy in (self.critic_target, self.behavior_critic):
                 copy.load_state_dict(self.critic.state_dict())
         self.behavior_critic_target.load_state_dict(self.behavior_critic.state_dict())
+        # A copy draws no random numbers, so that all networks start alike with and without it
+        self.averaged_actor = deepcopy(self.actor).requires_grad_(False) if self.average_actor else None
 
         self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
         for model in (self.critic, self.behavior_critic, self.behavior_value):
             model.optimizer = self._make_optimizer(model.own_parameters(), lr_schedule)
             model.optimizer.register_load_state_dict_pre_hook(partial(stack_optimizer_state, model.networks))
 
-        # Target networks should always be in eval mode
-        for target in (self.critic_target, self.behavior_critic_target):
+        # Averages of networks should always be in eval mode
+        for target in (self.critic_target, self.behavior_critic_target, self.averaged_actor):
             if target is not None:
                 target.set_training_mode(False)
 
@@ -227,6 +235,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
                 flow_steps=self.actor_kwargs["flow_steps"],
                 ode_solver=self.actor_kwargs["ode_solver"],
                 noise_clip=self.actor_kwargs["noise_clip"],
+                average_actor=self.average_actor,
                 lr_schedule=self._dummy_schedule,  # dummy lr schedule, not needed for loading policy alone
                 optimizer_class=self.optimizer_class,
                 optimizer_kwargs=self.optimizer_kwargs,
@@ -251,14 +260,26 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic=deterministic)
 
+    @property
+    def trained_actor(self) -> FlowActor:
+        """:return: the actor to play once training is over: the averaged one, if there is one"""
+        return self.actor if self.averaged_actor is None else self.averaged_actor
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.actor(observation, deterministic)
+        return (self.trained_actor if deterministic else self.actor)(observation, deterministic)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The average starts from the actor where the parameters are of a model that kept none
+        if self.averaged_actor is not None and not any(key.startswith(f"{prefix}averaged_actor.") for key in state_dict):
+            of_actor = {key: value for key, value in state_dict.items() if key.startswith(f"{prefix}actor.")}
+            state_dict.update({f"{prefix}averaged_{key[len(prefix):]}": value for key, value in of_actor.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Put the policy in either training or evaluation mode. The target networks stay in evaluation mode.
+        Put the policy in either training or evaluation mode. Target networks and the averaged actor stay in evaluation mode.
 
-        This affects certain modules, such as batch normalisation and dropout.
+        This affects certain modules, such as batch normalization and dropout.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """

@@ -1,7 +1,7 @@
 """
-Two documented sets of arguments: the paper to the letter, and the authors' code.
+Three documented sets of arguments: the paper to the letter, the authors' code, and the defaults of the published studies.
 
-Pass either with ``**``, and override what you like: ``FlowRL("MlpPolicy", env, **{**reference_arguments(), "seed": 0})``.
+Pass one with ``**``, and override what you like: ``FlowRL("MlpPolicy", env, **{**reference_arguments(), "seed": 0})``.
 The README's table lists D1 to D11, the places where paper and code differ, with the argument that controls each.
 """
 
@@ -33,6 +33,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=None,  # D7
         policy_delay=1,  # D8
+        actor_tau=None,
         flow_steps=1,
         ode_solver="midpoint",
         expectile=0.9,
@@ -69,6 +70,7 @@ def reference_arguments() -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=RecencyReplayBuffer,  # D7
         policy_delay=2,  # D8
+        actor_tau=None,
         flow_steps=1,
         ode_solver="midpoint",
         expectile=0.9,
@@ -85,5 +87,40 @@ def reference_arguments() -> dict[str, Any]:
             batch_norm=False,
             critic_layout="reference",
             optimizer_kwargs=dict(fused=True),
+        ),
+    )
+
+
+def v0_1_arguments() -> dict[str, Any]:
+    """
+    List the defaults of FlowRL 0.1, with which the studies in docs/results were made.
+
+    :return: keyword arguments of ``FlowRL``
+    """
+    return dict(
+        learning_rate=1e-3,
+        buffer_size=1_000_000,
+        learning_starts=5_000,
+        batch_size=256,
+        tau=0.95,
+        gamma=0.99,
+        policy_delay=2,
+        actor_tau=None,
+        flow_steps=1,
+        ode_solver="midpoint",
+        expectile=0.9,
+        w2_coef=0.1,
+        guidance="paper",
+        per_sample=True,
+        matching="action",
+        noise_clip=1.0,
+        spread_coef="auto",
+        target_spread=0.16,
+        precision="float32",
+        policy_kwargs=dict(
+            net_arch=[256, 256],
+            activation_fn=nn.ReLU,
+            batch_norm=True,
+            optimizer_kwargs=dict(betas=(0.5, 0.999), fused=True),
         ),
     )

@@ -110,7 +110,7 @@ def inference_actor(policy_or_model: BasePolicy | BaseAlgorithm) -> FlowActor:
                 "model.policy to write the policy alone, and normalise its observations with VecNormalize.normalize_obs."
             )
         policy = policy_or_model.policy
-    actor = getattr(policy, "actor", policy)
+    actor = getattr(policy, "trained_actor", policy)
     if not isinstance(actor, FlowActor):
         raise ValueError(f"{type(policy_or_model).__name__} has no flow actor. Pass a FlowRL model, its policy or its actor.")
     return actor

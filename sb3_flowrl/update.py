@@ -271,10 +271,11 @@ def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None
     """
     Average parameters into a target network, in place: θ̄ ← τ θ + (1 - τ) θ̄ (paper, Algorithm 1, line 10).
 
-    :param online: the network
+    :param online: the network; parameters that the target network lacks, such as those of an auxiliary head, are left out
     :param target: its target network
     :param tau: weight of the online network, a scalar
     """
+    sources = dict(online.named_parameters())
     with th.no_grad():
-        for source, average in zip(online.parameters(), target.parameters(), strict=True):
-            average.lerp_(source, tau)
+        for name, average in target.named_parameters():
+            average.lerp_(sources[name], tau)

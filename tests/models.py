@@ -24,8 +24,8 @@ def trained_model(**kwargs) -> FlowRL:
 
 
 def networks_of(model: FlowRL) -> set[str]:
-    """The names of its networks: a Q_π that is normalised by batch has no target."""
-    return {name for name in NETWORKS if getattr(model.policy, name) is not None}
+    """The names of its networks: a Q_π that is normalized by batch has no target."""
+    return {name for name in (*NETWORKS, "averaged_actor") if getattr(model.policy, name) is not None}
 
 
 def batches_of(model: FlowRL, n_batches: int, batch_size: int) -> list[Batch]:

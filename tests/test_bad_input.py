@@ -16,6 +16,7 @@ from tests.models import make_model, parameters
         ("flow_steps", 0, "flow_steps=0 must be an integer of at least 1"),
         ("flow_steps", 1.5, "flow_steps=1.5 must be an integer of at least 1"),
         ("flow_steps", True, "flow_steps=True must be an integer"),
+        ("actor_tau", 0, "actor_tau=0 must be a number above 0 and at most 1, or None to keep no average"),
         ("policy_delay", 0, "policy_delay=0 must be an integer of at least 1"),
         ("w2_coef", -0.1, "w2_coef=-0.1 must be a finite number of at least 0"),
         ("w2_coef", float("nan"), "w2_coef=nan must be a finite number of at least 0"),

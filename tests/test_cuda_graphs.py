@@ -99,6 +99,7 @@ def test_replayed_steps_are_the_eager_ones(options, captures):
     [
         lambda model: setattr(model, "w2_coef", 0.5),
         lambda model: setattr(model, "tau", 0.5),
+        lambda model: setattr(model, "actor_tau", 0.5),
         lambda model: setattr(model, "target_spread", 0.3),
         lambda model: setattr(model, "guidance", "reference"),
         lambda model: model.actor.velocity_net[0].requires_grad_(False),
@@ -106,7 +107,7 @@ def test_replayed_steps_are_the_eager_ones(options, captures):
         lambda model: model.critic.optimizer.load_state_dict(copy.deepcopy(model.critic.optimizer.state_dict())),
         lambda model: setattr(model, "batch_size", 16),
     ],
-    ids=["w2_coef", "tau", "target_spread", "guidance", "frozen", "set_parameters", "optimizer", "batch_size"],
+    ids=["w2_coef", "tau", "actor_tau", "target_spread", "guidance", "frozen", "set_parameters", "optimizer", "batch_size"],
 )
 def test_what_the_step_reads_on_the_host_leads_to_another_graph(change, captures):
     ours, theirs = captured_model().learn(70), make_model(compile=False).learn(70)

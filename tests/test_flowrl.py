@@ -346,11 +346,11 @@ class BatchNormExtractor(ScaleExtractor):
 
 
 def test_batch_norm_statistics_reach_the_targets():
-    model = make_model(policy_kwargs=dict(net_arch=[16], features_extractor_class=BatchNormExtractor), tau=0.0).learn(60)
-    for online, target in model._target_pairs():
+    policy_kwargs = dict(net_arch=[16], features_extractor_class=BatchNormExtractor)
+    model = make_model(policy_kwargs=policy_kwargs, tau=0.0, policy_delay=1).learn(60)
+    for online, target, _ in model._averages():
         statistics = online.features_extractor.norm.running_mean
         assert statistics.abs().max() > 0.01
-        model._update_targets(th.tensor(model.tau))
         assert th.equal(target.features_extractor.norm.running_mean, statistics)
 
 

@@ -28,7 +28,12 @@ WORK = ROOT / "runs" / "study"
 PACKAGES = ("sb3-flowrl", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "dm_control", "numpy")
 
 #: Arguments that older records don't hold, as there were none: with these values a model does what it did then.
-ADDED_SINCE: dict[str, Any] = {"spread_coef": 0.0, "target_spread": 0.16, "policy_kwargs.batch_norm": False}
+ADDED_SINCE: dict[str, Any] = {
+    "spread_coef": 0.0,
+    "target_spread": 0.16,
+    "policy_kwargs.batch_norm": False,
+    "actor_tau": None,
+}
 
 #: What is known of a finished run, see ``run.py``.
 Record = dict[str, Any]
