@@ -214,6 +214,7 @@ ALGORITHM_CHECKS: dict[str, Check] = {
     "optimize_memory_usage": _check_bool,
     "n_steps": check_positive_int,
     "policy_delay": check_positive_int,
+    "delay_behavior": _check_bool,
     "actor_tau": lambda name, value: (
         None
         if value is None
@@ -249,7 +250,8 @@ ALGORITHM_CHECKS: dict[str, Check] = {
 POLICY_CHECKS: dict[str, Check] = {
     "net_arch": _such_that(
         _is_net_arch,
-        "a list of layer widths, integers of at least 1, such as [256, 256], or a dict(pi=[...], qf=[...])",
+        "a list of layer widths, integers of at least 1, such as [256, 256], or a dict(pi=[...], qf=[...]), to which "
+        "behavior=[...] may be added",
     ),
     "activation_fn": _such_that(
         _is_activation,

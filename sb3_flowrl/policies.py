@@ -45,7 +45,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation (but see ``batch_norm``): a list for
-        all networks, or ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*.
+        all networks, or ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*. With a third key,
+        ``behavior=[...]``, Q_β* and V_β* have these: they serve the constraint alone, and may be smaller.
         Default: ``[256, 256]``, as SB3's SAC (the paper's Table 1 has ``dict(pi=[512, 512], qf=[512, 512, 512])``)
     :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``; a class, or a function that
         makes a module, such as ``functools.partial(nn.LeakyReLU, 0.2)``.
@@ -135,8 +136,10 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             batch_norm = defaults.batch_norm
 
         actor_arch, critic_arch = get_actor_critic_arch(_as_lists(net_arch))
+        behavior_arch = list(net_arch["behavior"]) if "behavior" in net_arch else critic_arch  # type: ignore[call-overload]
         actor_activation, critic_activation = _split_activations(activation_fn)
-        _check_critic_layout(critic_layout, critic_arch)
+        for arch in (critic_arch, behavior_arch):
+            _check_critic_layout(critic_layout, arch)
 
         self.net_arch = net_arch
         self.activation_fn = activation_fn
@@ -156,11 +159,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         }
         self.value_kwargs: dict[str, Any] = {
             **net_args,
-            "net_arch": critic_arch,
+            "net_arch": behavior_arch,
             "activation_fn": critic_activation,
             "critic_layout": critic_layout,
         }
-        self.critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_networks": n_critics}
+        self.behavior_critic_kwargs: dict[str, Any] = {**self.value_kwargs, "n_networks": n_critics}
+        self.critic_kwargs: dict[str, Any] = {**self.behavior_critic_kwargs, "net_arch": critic_arch}
         self.batch_norm = batch_norm
         self.share_features_extractor = share_features_extractor
         self.average_actor = average_actor
@@ -171,18 +175,18 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor = self.make_actor()
         shared = self.actor.features_extractor if self.share_features_extractor else None
-        self.critic = self.make_critic(shared, self.batch_norm)
+        self.critic = self.make_critic(shared, batch_norm=self.batch_norm)
         # The targets' extractors follow slowly, so that they can't be the shared one
         self.critic_target = None if self.batch_norm else self.make_critic()
-        self.behavior_critic = self.make_critic(shared)
-        self.behavior_critic_target = self.make_critic()
+        self.behavior_critic = self.make_critic(shared, self.behavior_critic_kwargs)
+        self.behavior_critic_target = self.make_critic(None, self.behavior_critic_kwargs)
         self.behavior_value = self.make_value(shared)
 
-        # Both critics of a fresh model judge alike, so that the first weights compare policies and not initialisations. They
-        # can't where one of them is normalised by batch
         if self.critic_target is not None:
-            for copy in (self.critic_target, self.behavior_critic):
-                copy.load_state_dict(self.critic.state_dict())
+            self.critic_target.load_state_dict(self.critic.state_dict())
+            # Start both critics with equal weights, where they are equally made, so that the first guidance compares policies
+            if self.critic_kwargs == self.behavior_critic_kwargs:
+                self.behavior_critic.load_state_dict(self.critic.state_dict())
         self.behavior_critic_target.load_state_dict(self.behavior_critic.state_dict())
         # A copy draws no random numbers, so that all networks start alike with and without it
         self.averaged_actor = deepcopy(self.actor).requires_grad_(False) if self.average_actor else None
@@ -249,8 +253,14 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return FlowActor(**actor_kwargs).to(self.device)
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None, batch_norm: bool = False) -> FlowCritic:
-        critic_kwargs = self._update_features_extractor({**self.critic_kwargs, "batch_norm": batch_norm}, features_extractor)
+    def make_critic(
+        self,
+        features_extractor: BaseFeaturesExtractor | None = None,
+        critic_kwargs: dict[str, Any] | None = None,
+        batch_norm: bool = False,
+    ) -> FlowCritic:
+        critic_kwargs = {**(critic_kwargs or self.critic_kwargs), "batch_norm": batch_norm}
+        critic_kwargs = self._update_features_extractor(critic_kwargs, features_extractor)
         return FlowCritic(share_features_extractor=features_extractor is not None, **critic_kwargs).to(self.device)
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowValue:

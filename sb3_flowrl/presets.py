@@ -33,6 +33,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=None,  # D7
         policy_delay=1,  # D8
+        delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
         ode_solver="midpoint",
@@ -70,6 +71,7 @@ def reference_arguments() -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=RecencyReplayBuffer,  # D7
         policy_delay=2,  # D8
+        delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
         ode_solver="midpoint",
@@ -105,6 +107,7 @@ def v0_1_arguments() -> dict[str, Any]:
         tau=0.95,
         gamma=0.99,
         policy_delay=2,
+        delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
         ode_solver="midpoint",

@@ -55,8 +55,8 @@ class Gradients(NamedTuple):
 
 
 def value_loss(
-    policy: "FlowActorCriticPolicy", settings: Settings, batch: Batch, noise: FlowNoise
-) -> tuple[th.Tensor, Terms, th.Tensor]:
+    policy: "FlowActorCriticPolicy", settings: Settings, batch: Batch, noise: FlowNoise, learns_behavior: bool = True
+) -> tuple[th.Tensor, Terms, th.Tensor | None]:
     """
     Compute the losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
 
@@ -66,32 +66,34 @@ def value_loss(
     :param settings: the constants of the equations
     :param batch: replay samples
     :param noise: the random numbers of the update
-    :return: the sum of the losses, the losses by name, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
+    :param learns_behavior: whether Q_β* and V_β* have a part in it
+    :return: the sum of the losses, the losses by name, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient (``None``
+        without a part)
     """
     obs, actions, next_obs, discounts = batch.observations, batch.actions, batch.next_observations, batch.discounts
     assert discounts is not None  # `sample_batches` fills them in
     with autocast(settings.precision, actions.device):
         with th.no_grad():
             next_actions = policy.actor.act(next_obs, noise.next_action)
-            next_v = policy.behavior_value(next_obs)
-            best_q = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
         if policy.critic_target is None:  # normalized by batch: both states in one pass, as in CrossQ
             q, next_q = policy.critic.joint_q(obs, actions, next_obs, next_actions)
         else:
             with th.no_grad():
                 next_q = policy.critic_target.q(next_obs, next_actions)
             q = policy.critic.q(obs, actions)
-        q_behavior, v = policy.behavior_critic.q(obs, actions), policy.behavior_value(obs)
+    q_target = losses.bootstrap_target(batch.rewards, batch.dones, discounts, losses.clipped_min(next_q.detach()))
+    terms = {"critic_loss": losses.critic_loss(q, q_target)}
+    if not learns_behavior:
+        return terms["critic_loss"], terms, None
 
-    q_target, q_behavior_target = (
-        losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_value)
-        for next_value in (losses.clipped_min(next_q.detach()), next_v)
-    )
-    terms = {
-        "critic_loss": losses.critic_loss(q, q_target),
-        "behavior_critic_loss": losses.critic_loss(q_behavior, q_behavior_target),
-        "value_loss": losses.expectile_loss(best_q - v, settings.expectile),
-    }
+    with autocast(settings.precision, actions.device):
+        with th.no_grad():
+            next_v = policy.behavior_value(next_obs)
+            best_q = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
+        q_behavior, v = policy.behavior_critic.q(obs, actions), policy.behavior_value(obs)
+    q_behavior_target = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
+    terms["behavior_critic_loss"] = losses.critic_loss(q_behavior, q_behavior_target)
+    terms["value_loss"] = losses.expectile_loss(best_q - v, settings.expectile)
     return th.stack(list(terms.values())).sum(), terms, losses.clipped_min(q_behavior).detach()
 
 
@@ -211,15 +213,16 @@ def value_gradients(
     settings: Settings,
     batch: Batch,
     noise: FlowNoise,
+    learns_behavior: bool,
     parameters: Sequence[th.Tensor],
-) -> tuple[Gradients, th.Tensor]:
+) -> tuple[Gradients, th.Tensor | None]:
     """
     Differentiate :func:`value_loss`, whose other arguments these are.
 
     :param parameters: the parameters of the value functions
     :return: the gradients, and the clipped Q_β*(s, a), ``(B, 1)``
     """
-    loss, terms, q_behavior = value_loss(policy, settings, batch, noise)
+    loss, terms, q_behavior = value_loss(policy, settings, batch, noise, learns_behavior)
     return differentiate(loss, terms, parameters), q_behavior
 
 

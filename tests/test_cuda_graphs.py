@@ -82,6 +82,7 @@ def captured_model(**options) -> FlowRL:
         dict(spread_coef=0.0, policy_delay=3, gradient_steps=6),
         dict(learning_rate=lambda progress: 1e-3 * progress, policy_kwargs=dict(net_arch=[16], batch_norm=False)),
         dict(n_steps=3, policy_delay=1),
+        dict(delay_behavior=True),
     ],
 )
 def test_replayed_steps_are_the_eager_ones(options, captures):

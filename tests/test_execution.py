@@ -263,9 +263,15 @@ def test_the_update_is_one_graph_without_a_look_at_a_value(options, traced):
     """``fullgraph`` raises at a graph break, and Dynamo breaks the graph at ``.item()`` and at shapes that depend on data."""
     model = trained_model(compile=False, **options)
     common = (model.policy, model.settings, batch_of(model, 32), noise_of(model, 32))
-    values = [*model.critic.parameters(), *model.behavior_critic.parameters(), *model.behavior_value.parameters()]
-    of_actor = (th.zeros(32, 1), th.tensor(0.5), list(model.actor.parameters()))
-    for function, arguments in ((update.value_gradients, (*common, values)), (update.actor_gradients, (*common, *of_actor))):
+    critic, behavior = list(model.critic.parameters()), [
+        *model.behavior_critic.parameters(),
+        *model.behavior_value.parameters(),
+    ]
+    for function, arguments in (
+        (update.value_gradients, (*common, True, critic + behavior)),
+        (update.value_gradients, (*common, False, critic)),
+        (update.actor_gradients, (*common, th.zeros(32, 1), th.tensor(0.5), list(model.actor.parameters()))),
+    ):
         with th._dynamo.config.patch(trace_autograd_ops=True):
             explained = th._dynamo.explain(function)(*arguments)
         assert explained.graph_count == 1 and explained.graph_break_count == 0, explained.break_reasons

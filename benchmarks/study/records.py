@@ -33,6 +33,7 @@ ADDED_SINCE: dict[str, Any] = {
     "target_spread": 0.16,
     "policy_kwargs.batch_norm": False,
     "actor_tau": None,
+    "delay_behavior": False,
 }
 
 #: What is known of a finished run, see ``run.py``.
