@@ -4,7 +4,6 @@ The policy of FlowRL, which holds its networks and their optimisers.
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,8 +187,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             if self.critic_kwargs == self.behavior_critic_kwargs:
                 self.behavior_critic.load_state_dict(self.critic.state_dict())
         self.behavior_critic_target.load_state_dict(self.behavior_critic.state_dict())
-        # A copy draws no random numbers, so that all networks start alike with and without it
-        self.averaged_actor = deepcopy(self.actor).requires_grad_(False) if self.average_actor else None
+        self.averaged_actor = self._make_averaged_actor() if self.average_actor else None
 
         self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
         for model in (self.critic, self.behavior_critic, self.behavior_value):
@@ -200,6 +198,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         for target in (self.critic_target, self.behavior_critic_target, self.averaged_actor):
             if target is not None:
                 target.set_training_mode(False)
+
+    def _make_averaged_actor(self) -> FlowActor:
+        with th.random.fork_rng(devices=[]):  # so that all that is drawn later is the same with and without it
+            average = self.make_actor()
+        average.load_state_dict(self.actor.state_dict())
+        return average.requires_grad_(False)
 
     def _make_optimizer(self, parameters: list[nn.Parameter], lr_schedule: Schedule) -> th.optim.Optimizer:
         learning_rate = lr_schedule(1)

@@ -39,7 +39,7 @@ def save_policy_safe(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os
     """
     Save what inference needs, the actor, to a file that :func:`load_policy_safe` reads without unpickling anything.
 
-    :param policy_or_model: a ``FlowRL`` model, its policy, or its actor
+    :param policy_or_model: a ``FlowRL`` model or its policy, of which the averaged actor is saved if there is one; or an actor
     :param path: the file to write, usually ``*.safetensors``. One that is there already is replaced at once or not at all
     :raises ValueError: for what the file can't describe, such as a features extractor of the user's own, and for weights
         that are not finite
@@ -95,8 +95,8 @@ def load_policy_safe(path: str | os.PathLike, device: th.device | str = "auto") 
 
 def inference_actor(policy_or_model: BasePolicy | BaseAlgorithm) -> FlowActor:
     """
-    :param policy_or_model: a ``FlowRL`` model, its policy, or its actor
-    :return: the actor, which is all that inference needs
+    :param policy_or_model: a ``FlowRL`` model, its policy, or an actor
+    :return: the actor, which is all that inference needs: the averaged one, if there is one
     :raises ValueError: if there is none, or if it needs the statistics of VecNormalize besides
     """
     policy: Any = policy_or_model

@@ -256,7 +256,7 @@ def test_networks_are_measured_in_evaluation_mode_also_when_training_has_ended(m
         lambda *args: modes.append([net.training for net in model.policy.children()]) or sample(*args),
     )
     model.learn(20, callback=DiagnosticsCallback(every=20, sample_size=10))
-    assert modes == [[False] * 5] * 2
+    assert modes == [[False] * 6] * 2
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_models_are_made_and_loaded_in_float32_whatever_the_default_is(spread_co
     assert {value.dtype for value in parameters(model).values()} == {th.float32} and th.get_default_dtype() == th.float64
     model.save(tmp_path / "model")
     model.policy.save(tmp_path / "policy")
-    model.actor.save(tmp_path / "actor")
+    model.averaged_actor.save(tmp_path / "actor")
     model.save_checkpoint(tmp_path / "run")
     for loaded in (
         FlowRL.load(tmp_path / "model", env=gym.make("Pendulum-v1")),

@@ -114,13 +114,14 @@ def test_a_loaded_policy_predicts_what_the_saved_one_did(path, kwargs):
 def test_model_policy_actor_and_loaded_actor_give_the_same_file(path):
     model = FlowRL("MlpPolicy", "Pendulum-v1", learning_starts=10, policy_kwargs=dict(net_arch=[8]), seed=0).learn(20)
     contents = set()
-    for source in (model, model.policy, model.actor, None):
+    for source in (model, model.policy, model.averaged_actor, None):
         save_policy_safe(source or load_policy_safe(path), path)
         contents.add(path.read_bytes())
     assert len(contents) == 1
-    assert_same_predictions(model, load_policy_safe(path), sample(model.observation_space))
+    assert_same_predictions(model.averaged_actor, load_policy_safe(path), sample(model.observation_space))
     for name in model.policy.state_dict():
-        assert (name.removeprefix("actor.").encode() in contents.copy().pop()) == name.startswith("actor."), name
+        is_in_the_file = name.removeprefix("averaged_actor.").encode() in contents.copy().pop()
+        assert is_in_the_file == name.startswith("averaged_actor."), name
 
 
 def test_nothing_is_unpickled(small, monkeypatch):
