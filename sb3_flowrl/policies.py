@@ -283,10 +283,13 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         return (self.trained_actor if deterministic else self.actor)(observation, deterministic)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The average starts from the actor where the parameters are of a model that kept none
-        if self.averaged_actor is not None and not any(key.startswith(f"{prefix}averaged_actor.") for key in state_dict):
-            of_actor = {key: value for key, value in state_dict.items() if key.startswith(f"{prefix}actor.")}
-            state_dict.update({f"{prefix}averaged_{key[len(prefix):]}": value for key, value in of_actor.items()})
+        of_average = [key for key in state_dict if key.startswith(f"{prefix}averaged_actor.")]
+        if self.averaged_actor is None:  # a model without an average has no use for one
+            for key in of_average:
+                del state_dict[key]
+        elif not of_average:  # the average of a model that kept none starts from its actor
+            of_actor = [key for key in state_dict if key.startswith(f"{prefix}actor.")]
+            state_dict.update({f"{prefix}averaged_{key[len(prefix):]}": state_dict[key] for key in of_actor})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_training_mode(self, mode: bool) -> None:

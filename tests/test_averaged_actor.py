@@ -111,6 +111,18 @@ def test_parameters_of_a_model_without_it_start_it_as_their_actor():
     assert th.equal(flat(model.averaged_actor), flat(other.actor))
 
 
+def test_loading_can_begin_and_end_it(tmp_path):
+    with_it, without = trained_model(), trained_model(actor_tau=None)
+    with_it.save(tmp_path / "with")
+    without.save(tmp_path / "without")
+    begun = FlowRL.load(tmp_path / "without", env=without.get_env(), actor_tau=0.5)
+    assert th.equal(flat(begun.averaged_actor), flat(without.actor))
+    ended = FlowRL.load(tmp_path / "with", env=with_it.get_env(), actor_tau=None)
+    assert ended.averaged_actor is None and th.equal(flat(ended.actor), flat(with_it.actor))
+    for model in (begun, ended):
+        model.learn(60, reset_num_timesteps=False)
+
+
 def test_a_file_without_it_is_what_it_was(tmp_path):
     model = trained_model(actor_tau=None)
     del model.actor_tau
