@@ -174,7 +174,7 @@ class GoldenRun:
 
     def _spy_on_equations(self, patch: pytest.MonkeyPatch) -> None:
         names_in_order = {
-            "clipped_min": ["v_target", "min_next_q", "q_buffer", "min_q_pi"],
+            "clipped_min": ["min_next_q", "v_target", "q_buffer", "min_q_pi"],
             "bootstrap_target": ["target_q", "buffer_target"],
             "critic_loss": ["critic_loss", "critic_buffer_loss"],
             "expectile_loss": ["v_loss"],
