@@ -280,7 +280,7 @@ class Trial:
             if judge(error)[0] == "refused":
                 return  # such as an extractor of the user's own
             raise
-        check_same_actions(model.policy, load_policy_safe(file))
+        check_same_actions(model.policy.trained_actor, load_policy_safe(file))
 
     def then_parameters(self, model: FlowRL) -> None:
         before = parameters(model)
