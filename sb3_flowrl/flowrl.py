@@ -378,7 +378,7 @@ class FlowRL(OffPolicyAlgorithm):
         ]
 
     def _averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
-        """:return: the networks of which a moving average is kept, the averages, and the weights of the networks in them"""
+        """:return: each network that has a moving average, the average, and the weight of the network in it"""
         averages: list[tuple[nn.Module, nn.Module, float]] = []
         if self.critic_target is not None:
             averages.append((self.critic, self.critic_target, self.tau))
@@ -747,8 +747,8 @@ class FlowRL(OffPolicyAlgorithm):
         self._captured_step.reset()  # the optimizers' states are in other tensors now
 
     def _excluded_save_params(self) -> list[str]:
-        aliases = ["actor", "critic", "critic_target", "behavior_critic", "behavior_critic_target", "behavior_value"]
-        aliases.append("averaged_actor")
+        aliases = ["actor", "averaged_actor", "critic", "critic_target"]
+        aliases += ["behavior_critic", "behavior_critic_target", "behavior_value"]
         own = [
             "_batch_norm_stats",
             "_generators_before_step",

@@ -39,7 +39,7 @@ def save_policy_safe(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os
     """
     Save what inference needs, the actor, to a file that :func:`load_policy_safe` reads without unpickling anything.
 
-    :param policy_or_model: a ``FlowRL`` model or its policy, of which the averaged actor is saved if there is one; or an actor
+    :param policy_or_model: a ``FlowRL`` model or its policy, whose averaged actor is saved if there is one; or an actor
     :param path: the file to write, usually ``*.safetensors``. One that is there already is replaced at once or not at all
     :raises ValueError: for what the file can't describe, such as a features extractor of the user's own, and for weights
         that are not finite
