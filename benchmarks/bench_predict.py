@@ -58,11 +58,11 @@ def compiled(policy: Any, observations: np.ndarray) -> Any:
     """
     :param policy: FlowRL's policy
     :param observations: what it will predict from
-    :return: a copy of it whose actor is compiled for these
+    :return: a copy of it whose actor that gives the deterministic actions is compiled for these
     :raises RuntimeError: if ``predict`` went around what was compiled, which would be timed for it
     """
     policy = deepcopy(policy)
-    policy.actor.compile(dynamic=False)
+    policy.trained_actor.compile(dynamic=False)
     graphs = counters["stats"]["unique_graphs"]
     policy.predict(observations, deterministic=True)
     if counters["stats"]["unique_graphs"] == graphs:

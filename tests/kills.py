@@ -1,5 +1,6 @@
 """
-Train and checkpoint in a loop, kill -9 at random instants, resume, and report what was lost.
+Train and checkpoint in a loop, kill -9 at random instants, resume, and report what was lost. Every second kill waits until a
+checkpoint is being written.
 
     python tests/kills.py --kills 50 --env pendulum
     python tests/kills.py --kills 50 --env pictures
@@ -33,6 +34,7 @@ from sb3_flowrl import FlowRL, ResumableCheckpointCallback
 from sb3_flowrl.checkpoint import find_checkpoint, list_checkpoints
 
 EPISODE = 20  # so short that much of the time goes into checkpoints
+LONGEST_WRITE = 0.005  # seconds
 
 
 class Pictures(gym.Env):
@@ -147,6 +149,13 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
+def wait_for_a_write(folder: Path) -> None:
+    """Return when a checkpoint is being written, or after three seconds without one."""
+    end = time.monotonic() + 3
+    while not list(folder.glob(".unfinished-*")) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -169,6 +178,9 @@ def main() -> None:
     while counts["kills"] < args.kills:
         process, pipe = start(args.env, killed, total=10**9)
         time.sleep(rng.uniform(0.0, 0.8))
+        if counts["kills"] % 2:
+            wait_for_a_write(killed)
+            time.sleep(rng.uniform(0.0, LONGEST_WRITE))
         os.kill(process, signal.SIGKILL)
         reports = read_reports(pipe)
         if not os.WIFSIGNALED(os.waitpid(process, 0)[1]):

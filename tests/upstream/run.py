@@ -45,9 +45,13 @@ EXCLUDED: dict[str, dict[str, str]] = {
     },
 }
 
-#: Defaults of the replaced class that its tests take for granted: slow targets, and of SAC an actor step at every update. Both
-#: have a target of their critic, which FlowRL's has not where it is normalised by batch.
-ARGUMENTS: dict[str, dict[str, float]] = {"TD3": {"tau": 0.005}, "SAC": {"tau": 0.005, "policy_delay": 1}}
+#: Defaults of the replaced class that its tests take for granted: slow targets, one actor that both explores and gives the
+#: deterministic actions, and of SAC an actor step at every update. Both have a target of their critic, which FlowRL's has not
+#: where it is normalized by batch.
+ARGUMENTS: dict[str, dict[str, float | None]] = {
+    "TD3": {"tau": 0.005, "actor_tau": None},
+    "SAC": {"tau": 0.005, "actor_tau": None, "policy_delay": 1},
+}
 
 CONFTEST = """
 import stable_baselines3
