@@ -40,6 +40,7 @@ from sb3_flowrl.instruments import (
 from sb3_flowrl.losses import clipped_min
 from sb3_flowrl.networks import FlowCritic
 from sb3_flowrl.replay import Batch, sample_batches
+from sb3_flowrl.reward_scale import scale_of
 from sb3_flowrl.stacked import StackedBatchNorm
 
 if TYPE_CHECKING:
@@ -83,12 +84,13 @@ def sample_replay(model: OffPolicyAlgorithm, sample_size: int) -> Batch:
     """
     :param model: a model with a replay buffer that is not empty
     :param sample_size: B
-    :return: transitions, drawn as training draws its own, and normalised as there
+    :return: transitions, drawn as training draws its own, and normalized and scaled as there
     """
     buffer = model.replay_buffer
     assert buffer is not None  # for mypy
     normalizer = model.get_vec_normalize_env()
-    (batch,) = sample_batches(buffer, 1, sample_size, model.gamma, normalizer, model.device, check=lambda _: None)
+    scale = scale_of(model)
+    (batch,) = sample_batches(buffer, 1, sample_size, model.gamma, normalizer, model.device, scale, check=lambda _: None)
     return batch
 
 
@@ -184,7 +186,8 @@ def _actor_gradients(
 
 class Episode(NamedTuple):
     """
-    One episode of the policy, in what the critic sees: normalised as the training environment's VecNormalize would.
+    One episode of the policy, in what the critic sees: normalized as the training environment's VecNormalize would, and with
+    rewards at the scale of the updates.
 
     :ivar observations: as the policy takes them, ``(T, *obs_shape)``
     :ivar actions: in [-1, 1], ``(T, A)``
@@ -224,7 +227,7 @@ def play_episode(model: OffPolicyAlgorithm, env: gym.Env, seed: int) -> Episode:
     return Episode(
         model.policy.obs_to_tensor(together)[0],
         th.as_tensor(np.stack(scaled_actions), dtype=th.float32, device=model.device),
-        np.array(rewards) if normalizer is None else normalizer.normalize_reward(np.array(rewards)),
+        (np.array(rewards) if normalizer is None else normalizer.normalize_reward(np.array(rewards))) / scale_of(model),
         terminated,
     )
 

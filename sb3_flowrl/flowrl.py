@@ -48,6 +48,7 @@ from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.old_models import has_unsorted_keys, read_saved_names, was_made_with_sorted_keys, with_sorted_keys
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_flowrl.replay import Batch, sample_batches
+from sb3_flowrl.reward_scale import RewardScale, scale_of
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 
@@ -109,6 +110,9 @@ class FlowRL(OffPolicyAlgorithm):
         with ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead.
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
+    :param scale_rewards: whether rewards are divided, when they are sampled, by a running scale of the discounted return, see
+        ``sb3_flowrl.reward_scale``: then values stay within about ±5, and ``w2_coef`` and the guidance mean the same whatever
+        the scale of the rewards. It does nothing beside a VecNormalize that normalizes rewards
     :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, which alone makes use of them. With
         ``policy_delay=2`` this saves a fifth of an update's arithmetic
     :param actor_tau: weight of the actor in its moving average, at each of its steps. The average is what
@@ -188,6 +192,7 @@ class FlowRL(OffPolicyAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         policy_delay: int = 2,
+        scale_rewards: bool = False,
         delay_behavior: bool = False,
         actor_tau: float | None = 0.01,
         flow_steps: int = 1,
@@ -213,6 +218,8 @@ class FlowRL(OffPolicyAlgorithm):
     ):
         self.policy_delay = policy_delay
         # Files without these attributes predate them
+        self.scale_rewards = False if defaults.is_loading() else scale_rewards
+        self.reward_scale: RewardScale | None = None
         self.delay_behavior = False if defaults.is_loading() else delay_behavior
         self.actor_tau = None if defaults.is_loading() else actor_tau
         self.flow_steps = flow_steps
@@ -307,6 +314,10 @@ class FlowRL(OffPolicyAlgorithm):
         self.policy_class = policy_class
         self._create_aliases()
         self._setup_spread_coef()
+        if not self.scale_rewards:
+            self.reward_scale = None
+        elif self.reward_scale is None:  # else it is a loaded model's
+            self.reward_scale = RewardScale(self.gamma)
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -493,6 +504,7 @@ class FlowRL(OffPolicyAlgorithm):
             self.gamma,
             self._vec_normalize_env,
             self.device,
+            scale_of(self),
             lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
         )
 
@@ -524,6 +536,8 @@ class FlowRL(OffPolicyAlgorithm):
         :raises ValueError: if one has
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.reward_scale is not None:
+            self.logger.record("train/reward_scale", scale_of(self))
         if not logs:
             return
         spread_coef = self._current_spread_coef()
@@ -570,6 +584,8 @@ class FlowRL(OffPolicyAlgorithm):
         check_train_freq(self.n_envs, self.train_freq)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
+        if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset
+            self.reward_scale.restart()
         at_least = 0 if reset_num_timesteps else None
         n_updates_before = self._n_updates
         super().learn(
@@ -704,6 +720,20 @@ class FlowRL(OffPolicyAlgorithm):
         if isinstance(self.env.unwrapped, DummyVecEnv):  # asking other processes at each step would be slow
             self._generators_before_step = run_state.generator_states(self.env)
         return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        if self.reward_scale is not None:
+            normalize = self._vec_normalize_env
+            self.reward_scale.update(reward if normalize is None else normalize.get_original_reward(), dones)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def set_parameters(
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"

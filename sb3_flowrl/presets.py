@@ -33,6 +33,7 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=None,  # D7
         policy_delay=1,  # D8
+        scale_rewards=False,
         delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
@@ -71,6 +72,7 @@ def reference_arguments() -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=RecencyReplayBuffer,  # D7
         policy_delay=2,  # D8
+        scale_rewards=False,
         delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
@@ -107,6 +109,7 @@ def v0_1_arguments() -> dict[str, Any]:
         tau=0.95,
         gamma=0.99,
         policy_delay=2,
+        scale_rewards=False,
         delay_behavior=False,
         actor_tau=None,
         flow_steps=1,

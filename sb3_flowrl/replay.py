@@ -40,6 +40,7 @@ def sample_batches(
     gamma: float,
     env: VecNormalize | None,
     device: th.device,
+    reward_scale: float,
     check: Callable[[Batch], None],
 ) -> Iterator[Batch]:
     """
@@ -55,6 +56,7 @@ def sample_batches(
     :param gamma: γ, the discount of transitions that don't bring their own
     :param env: associated VecNormalize, to normalize observations and rewards
     :param device: where the batches are wanted
+    :param reward_scale: what rewards are divided by
     :param check: called with each sample, on the CPU, to raise if it can't be used
     :return: the batches, each with its ``discounts``
     """
@@ -65,6 +67,8 @@ def sample_batches(
         if type(buffer) not in JOINT_BUFFERS:
             check_form(buffer, sample)
         check(sample)
+        if reward_scale != 1.0:
+            sample = sample._replace(rewards=sample.rewards / reward_scale)
         if sample.discounts is None:
             sample = sample._replace(discounts=th.full_like(sample.rewards, gamma))
         fields = [split(field, n_now) for field in move(sample, device)]

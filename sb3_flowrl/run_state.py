@@ -326,6 +326,8 @@ def restart_episodes(model: OffPolicyAlgorithm) -> Any:
     end_episodes(model.replay_buffer)
     if model.action_noise is not None:
         model.action_noise.reset()
+    if (reward_scale := getattr(model, "reward_scale", None)) is not None:
+        reward_scale.restart()
     if model._vec_normalize_env is not None:
         model._last_original_obs = model._vec_normalize_env.get_original_obs()
     return model._last_obs

@@ -10,6 +10,7 @@ from torch import nn
 from sb3_flowrl import FlowRL
 from sb3_flowrl.flow import FlowNoise, draw_noise
 from sb3_flowrl.replay import Batch, sample_batches
+from sb3_flowrl.reward_scale import scale_of
 from tests.golden import NETWORKS
 
 SMALL = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=50, batch_size=32, buffer_size=1_000)
@@ -32,9 +33,8 @@ def batches_of(model: FlowRL, n_batches: int, batch_size: int) -> list[Batch]:
     """Samples of the model's replay buffer, as its updates see them."""
     assert model.replay_buffer is not None
     normalize = model.get_vec_normalize_env()
-    return list(
-        sample_batches(model.replay_buffer, n_batches, batch_size, model.gamma, normalize, model.device, check=lambda _: None)
-    )
+    sizes, scale = (n_batches, batch_size), scale_of(model)
+    return list(sample_batches(model.replay_buffer, *sizes, model.gamma, normalize, model.device, scale, check=lambda _: None))
 
 
 def batch_of(model: FlowRL, batch_size: int) -> Batch:

@@ -151,6 +151,7 @@ RUNS = {
         dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)),
     ),
     "her": (lambda: DummyVecEnv([ReachEnv]), "MultiInputPolicy", dict(replay_buffer_class=HerReplayBuffer)),
+    "scaled rewards": (lambda: drift_envs(2), "MlpPolicy", dict(scale_rewards=True)),
     "schedule": (
         lambda: drift_envs(1),
         "MlpPolicy",
@@ -195,6 +196,7 @@ RESTARTED = {
     "global generators": (lambda: drift_envs(1, randomness="global"), {}),
     "never between all episodes": (lambda: drift_envs(2, lengths=(30, 60)), dict(action_noise=ou_noise())),
     "episodes longer than between checkpoints": (lambda: drift_envs(2, lengths=(60, 90)), {}),
+    "scaled rewards of episodes that are cut": (lambda: drift_envs(2, lengths=(30, 60)), dict(scale_rewards=True)),
     "other processes": (lambda: SubprocVecEnv([DriftEnv] * 2, start_method="fork"), {}),
     "unknown wrapper": (lambda: DimmingWrapper(drift_envs(1)), {}),
 }

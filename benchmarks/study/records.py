@@ -34,6 +34,7 @@ ADDED_SINCE: dict[str, Any] = {
     "policy_kwargs.batch_norm": False,
     "actor_tau": None,
     "delay_behavior": False,
+    "scale_rewards": False,
 }
 
 #: What is known of a finished run, see ``run.py``.
