@@ -10,7 +10,7 @@ import os
 TYPE_CHECKING = False  # as in `typing`, whose import would double the time that Python takes to start
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
-    from sb3_flowrl.callbacks import ResumableCheckpointCallback
+    from sb3_flowrl.checkpoint import ResumableCheckpointCallback
     from sb3_flowrl.diagnostics import DiagnosticsCallback
     from sb3_flowrl.flowrl import FlowRL
     from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
@@ -23,7 +23,7 @@ _MODULES = {
     "FlowRL": "flowrl",
     "NStepRecencyReplayBuffer": "buffers",
     "RecencyReplayBuffer": "buffers",
-    "ResumableCheckpointCallback": "callbacks",
+    "ResumableCheckpointCallback": "checkpoint",
     "FlowActorCriticPolicy": "policies",
     "CnnPolicy": "policies",
     "MlpPolicy": "policies",

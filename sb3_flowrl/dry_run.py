@@ -11,9 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 
-from sb3_flowrl.diagnostics import own_random_numbers
+from sb3_flowrl.buffers import Batch
+from sb3_flowrl.execution import own_random_numbers
 from sb3_flowrl.guidance import GuidanceError
-from sb3_flowrl.replay import Batch
 
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
@@ -32,7 +32,7 @@ def try_out(model: "FlowRL") -> None:
     with own_random_numbers(0, model.device):
         check_action_noise(model)
         try:
-            rehearsal = model.rehearsal()
+            rehearsal = copy_of(model)
         except Exception:  # a part of the user's own that can't be copied may still be trained
             return
         try:
@@ -46,6 +46,20 @@ def try_out(model: "FlowRL") -> None:
                 f"guidance={model.guidance!r}, policy_kwargs={model.policy_kwargs!r} (above all optimizer_class and "
                 "optimizer_kwargs, activation_fn, features_extractor_class)."
             ) from error
+
+
+def copy_of(model: "FlowRL") -> "FlowRL":
+    """
+    Copy what an update changes.
+
+    :param model: the model
+    :return: a model with copies of the networks and optimizers, and all else in common
+    """
+    copied = copy.copy(model)
+    copied.policy, copied.compile = copy.deepcopy(model.policy), False
+    copied._create_aliases()
+    copied._setup_spread_coef()
+    return copied
 
 
 def check_action_noise(model: "FlowRL") -> None:

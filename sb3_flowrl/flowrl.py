@@ -2,14 +2,10 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
-import copy
-import inspect
-import io
 import math
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,38 +13,24 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from sb3_flowrl import checks, defaults, losses, run_state, safe, update
-from sb3_flowrl.arguments import (
-    ALGORITHM_CHECKS,
-    as_env,
-    check_arguments,
-    check_combination,
-    check_discount,
-    check_policy_kwargs,
-    check_replay_buffer,
-    check_train_freq,
-    initial_spread_coef,
-    plain_number,
-)
-from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
-from sb3_flowrl.cuda_graphs import CapturedStep, as_saved, set_learning_rate
+from sb3_flowrl import checks, losses, update
+from sb3_flowrl.buffers import Batch, RecencyReplayBuffer, float32_space, sample_batches
+from sb3_flowrl.checkpoint.run_state import generator_states
 from sb3_flowrl.dry_run import try_out
-from sb3_flowrl.execution import MaybeCompiled, matmul_precision, resolve_precision
+from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
+from sb3_flowrl.legacy import with_sorted_keys
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
-from sb3_flowrl.old_models import has_unsorted_keys, read_saved_names, was_made_with_sorted_keys, with_sorted_keys
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_flowrl.replay import Batch, sample_batches
 from sb3_flowrl.reward_scale import RewardScale, scale_of
+from sb3_flowrl.saving import SavableAlgorithm
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 
@@ -63,7 +45,7 @@ def _make_policy(
     return policy_class(observation_space, *args, **kwargs)
 
 
-class FlowRL(OffPolicyAlgorithm):
+class FlowRL(SavableAlgorithm):
     """
     FlowRL: Flow-Based Policy for Online Reinforcement Learning.
 
@@ -217,11 +199,10 @@ class FlowRL(OffPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.policy_delay = policy_delay
-        # Files without these attributes predate them
-        self.scale_rewards = False if defaults.is_loading() else scale_rewards
+        self.scale_rewards = scale_rewards
         self.reward_scale: RewardScale | None = None
-        self.delay_behavior = False if defaults.is_loading() else delay_behavior
-        self.actor_tau = None if defaults.is_loading() else actor_tau
+        self.delay_behavior = delay_behavior
+        self.actor_tau = actor_tau
         self.flow_steps = flow_steps
         self.ode_solver = ode_solver
         self.expectile = expectile
@@ -236,17 +217,13 @@ class FlowRL(OffPolicyAlgorithm):
         self.compile = compile
         self.float64_observations = float64_observations
         self.trained_on_normalized_obs = False
-        # A file that doesn't say so is of before there were others
-        self.has_former_defaults = defaults.is_loading()
-        if self.has_former_defaults:
-            self.spread_coef = 0.0
-        # Files without this attribute have networks that were built on a Dict space with sorted keys
-        self.has_sorted_keys = defaults.is_loading()
-        self._generators_before_step: run_state.GeneratorStates | None = None
-        if _init_setup_model:  # while loading, the arguments are not yet the model's own
-            check_arguments(ALGORITHM_CHECKS, locals())
+        # What `legacy` asks of a file
+        self.stores_defaults, self.has_sorted_keys = True, False
+        self._generators_before_step = None
+        if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
+            checks.check_arguments(checks.ALGORITHM_CHECKS, dict(policy=policy, seed=seed, device=device))
         if env is not None or _init_setup_model:
-            env = as_env(env, verbose)
+            env = checks.as_env(env, verbose)
             checks.check_action_space(env.action_space)
 
         super().__init__(
@@ -277,23 +254,18 @@ class FlowRL(OffPolicyAlgorithm):
         )
 
         if _init_setup_model:
-            check_train_freq(self.n_envs, self.train_freq)
+            checks.check_train_freq(self.n_envs, self.train_freq)
             self._setup_model()
 
     def _setup_model(self) -> None:
-        check_arguments(ALGORITHM_CHECKS, vars(self))  # again, as `load` may have changed them
-        vars(self).update({name: plain_number(vars(self)[name]) for name in ALGORITHM_CHECKS if name in vars(self)})
-        check_combination(self.observation_space, self.n_steps, self.optimize_memory_usage)
-        check_replay_buffer(self)
+        checks.check_model(self)
         if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
             raise ValueError(
                 f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
                 f"replay_buffer_kwargs=dict(n_steps={self.n_steps}, gamma={self.gamma}) instead of n_steps."
             )
         user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
-        if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
-            raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
-        check_policy_kwargs(self.policy_class, user_policy_kwargs)
+        checks.check_policy_kwargs(self.policy_class, user_policy_kwargs, of_algorithm=flow_kwargs)
         # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
         observation_space, policy_class = self.observation_space, self.policy_class
@@ -307,9 +279,8 @@ class FlowRL(OffPolicyAlgorithm):
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
                 # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
                 warnings.filterwarnings("ignore", message="`n_steps=")
-            with defaults.use(defaults.FORMER if self.has_former_defaults else defaults.TODAYS):
-                super()._setup_model()
-        check_discount(self.gamma, self.replay_buffer)
+            super()._setup_model()
+        checks.check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self.policy_class = policy_class
         self._create_aliases()
@@ -329,18 +300,6 @@ class FlowRL(OffPolicyAlgorithm):
         if self.env is not None:  # else it can only predict
             try_out(self)
 
-    def rehearsal(self) -> "FlowRL":
-        """
-        Copy what an update changes.
-
-        :return: a model with copies of the networks and optimizers, and all else in common
-        """
-        copied = copy.copy(self)
-        copied.policy, copied.compile = copy.deepcopy(self.policy), False
-        copied._create_aliases()
-        copied._setup_spread_coef()
-        return copied
-
     def _policy_space(self, observation_space: spaces.Space) -> spaces.Space:
         if self.has_sorted_keys and isinstance(observation_space, spaces.Dict):
             return with_sorted_keys(observation_space)
@@ -354,7 +313,7 @@ class FlowRL(OffPolicyAlgorithm):
         self.spread_coef_optimizer: th.optim.Optimizer | None = None
         if isinstance(self.spread_coef, str):
             # The logarithm, so that it stays above 0
-            initial = math.log(initial_spread_coef(self.spread_coef))
+            initial = math.log(checks.initial_spread_coef(self.spread_coef))
             self.log_spread_coef = th.full((1,), initial, device=self.device, dtype=th.float32, requires_grad=True)
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
@@ -480,14 +439,6 @@ class FlowRL(OffPolicyAlgorithm):
         self.logger.record("train/learning_rate", learning_rate)
         set_learning_rate(optimizers if isinstance(optimizers, list) else [optimizers], learning_rate, self.device)
 
-    def get_parameters(self) -> dict[str, dict]:
-        """
-        Return the parameters of the networks and the states of the optimizers, as in SB3.
-
-        :return: state dicts by the name of the object
-        """
-        return {name: as_saved(state_dict) for name, state_dict in super().get_parameters().items()}
-
     def _value_optimizers(self) -> list[th.optim.Optimizer]:
         return [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
 
@@ -581,7 +532,7 @@ class FlowRL(OffPolicyAlgorithm):
         :raises ValueError: if ``total_timesteps`` is not a whole number, or ``train_freq`` counts the episodes of several
             environments
         """
-        check_train_freq(self.n_envs, self.train_freq)
+        checks.check_train_freq(self.n_envs, self.train_freq)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
         if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset
@@ -596,129 +547,16 @@ class FlowRL(OffPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-        if self._num_timesteps_at_start < self.num_timesteps <= self.learning_starts and self._n_updates == n_updates_before:
-            warnings.warn(
-                f"No update was made: learn() ended at step {self.num_timesteps}, and the updates begin after "
-                f"learning_starts={self.learning_starts} steps of the model. Train for longer, or pass a smaller one, as in "
-                f"{type(self).__name__}(..., learning_starts={min(100, max(self.num_timesteps // 10, 0))})."
-            )
+        if self._num_timesteps_at_start < self.num_timesteps and self._n_updates == n_updates_before:
+            checks.warn_of_no_update(self)
         return self
-
-    @classmethod
-    def load(
-        cls: type[SelfFlowRL],
-        path: str | Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs,
-    ) -> SelfFlowRL:
-        """
-        Load a model from a zip-file, as in SB3. One that was saved before the defaults changed is what it was.
-
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained
-            model), has priority over any saved environment
-        :param device: Device on which the code should run.
-        :param custom_objects: objects to put in the place of the saved ones, by their names
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training
-        :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
-        :return: the model
-        :raises TypeError: for a keyword that is neither
-        """
-        with defaults.loading():
-            if kwargs:
-                cls._check_keywords_of_load(kwargs, path)
-            if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
-                kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-
-    @classmethod
-    def _check_keywords_of_load(cls, kwargs: dict[str, Any], path: str | Path | io.BufferedIOBase) -> None:
-        arguments = inspect.signature(cls.__init__).parameters
-        blank = cls(policy=FlowActorCriticPolicy, env=None, _init_setup_model=False)  # type: ignore[arg-type]
-        known = {*arguments, *vars(blank), *blank._excluded_save_params()}
-        if not kwargs.keys() <= known:
-            known.update(read_saved_names(path))
-        checks.check_keywords(f"{cls.__name__}.load", kwargs, known)
-
-    def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
-        """
-        Save all that training needs to go on bit for bit, the replay buffer included, so that nothing is lost when the
-        process is killed, be it while saving. To save the model alone, use ``save``.
-
-        It is taken between calls of ``learn``, or within them by ``ResumableCheckpointCallback``; best when every environment
-        has just ended an episode, as episodes under way can't be saved, and are ended. What a checkpoint can't hold: an
-        environment's state besides its ``np_random``, and the states of callbacks and loggers.
-
-        :param folder: where the checkpoints are, for this run alone; each gets a folder of its own in it
-        :param keep: how many of the newest checkpoints stay
-        :return: the new checkpoint's own folder
-        :raises CheckpointError: if it can't be written, or networks or optimizers hold values that are not finite; older ones
-            stay as they are
-        :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
-        """
-        return run_state.save_run(self, folder, keep, self._generators_before_step)
-
-    @classmethod
-    def load_checkpoint(
-        cls: type[SelfFlowRL],
-        folder: str | Path,
-        env: GymEnv | str,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        **kwargs,
-    ) -> SelfFlowRL:
-        """
-        Load the newest whole checkpoint of a run. Go on with ``learn(..., reset_num_timesteps=False)``.
-
-        A checkpoint holds pickles, which can run any code: load only those that you trust.
-
-        :param folder: where the checkpoints are
-        :param env: the environment, made and wrapped as the run's was; the options of VecNormalize are those of the one given,
-            its statistics the run's
-        :param device: Device on which the code should run.
-        :param custom_objects: as in ``load``
-        :param kwargs: arguments that the run's model was made with. They change nothing, but if one is not the run's it is an
-            error, so that no run goes on in the place of another. Only ``verbose`` and ``tensorboard_log`` may differ
-        :return: the model
-        :raises CheckpointError: if there is no whole checkpoint, or something in it can't be loaded here
-        :raises ValueError: if the environment or an argument is not the run's
-        """
-        return run_state.load_newest_run(cls, folder, env, device, custom_objects, kwargs)
-
-    def save_policy_safe(self, path: str | Path) -> None:
-        """
-        Save what inference needs in a file without pickles, see ``sb3_flowrl.safe.save_policy_safe``.
-
-        :param path: the file to write, usually ``*.safetensors``
-        :raises ValueError: for what such a file can't hold, such as a features extractor of the user's own
-        :raises ImportError: without safetensors
-        """
-        safe.save_policy_safe(self, path)
-
-    @staticmethod
-    def load_policy_safe(path: str | Path, device: th.device | str = "auto") -> FlowActor:
-        """
-        Load a policy for inference without unpickling anything, see ``sb3_flowrl.safe.load_policy_safe``.
-
-        :param path: the file that ``save_policy_safe`` wrote
-        :param device: Device on which the policy should be loaded.
-        :return: the actor, with SB3's ``predict``
-        :raises PolicyFileError: if the file is not, or no longer, what ``save_policy_safe`` wrote
-        :raises ImportError: without safetensors
-        """
-        return safe.load_policy_safe(path, device)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         assert self.env is not None  # for mypy
         if isinstance(self.env.unwrapped, DummyVecEnv):  # asking other processes at each step would be slow
-            self._generators_before_step = run_state.generator_states(self.env)
+            self._generators_before_step = generator_states(self.env)
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
     def _store_transition(
@@ -734,65 +572,3 @@ class FlowRL(OffPolicyAlgorithm):
             normalize = self._vec_normalize_env
             self.reward_scale.update(reward if normalize is None else normalize.get_original_reward(), dones)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-
-    def set_parameters(
-        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters from a given zip-file or a nested dictionary, as in SB3.
-
-        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
-            containing nn.Module parameters used by the policy.
-        :param exact_match: If True, the given parameters should include parameters for each module and each of their
-            parameters, otherwise raises an Exception.
-        :param device: Device on which the code should run.
-        :raises ValueError: if names are missing, if the coefficient of the spread is learned here and not there, or there and
-            not here, or if a file's networks take the keys of Dict observations in another order; the first two, while a
-            model is loaded, as a RuntimeError
-        """
-        params = load_path_or_dict
-        if not isinstance(params, dict):
-            if has_unsorted_keys(self.observation_space) and was_made_with_sorted_keys(params) != self.has_sorted_keys:
-                raise ValueError(
-                    "Either this model or the file is of a version of sb3_flowrl whose networks took the keys of Dict "
-                    "observations in sorted order, and the other is not. Load the file with FlowRL.load instead."
-                )
-            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
-        # SB3's `load` takes a ValueError for one of a model of an old version, and hides it behind another
-        error_class = RuntimeError if defaults.is_loading() else ValueError
-        missing = [name for name in self._get_torch_save_params()[0] if name not in params]
-        if exact_match and missing and missing != ["spread_coef_optimizer"]:
-            raise error_class(
-                f"Names of parameters do not match this model's: {', '.join(map(repr, missing))} missing from the given "
-                f"{', '.join(map(repr, params)) or 'none'}. Pass exact_match=False to set only those that are given."
-            )
-        is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
-        if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
-            raise error_class(
-                f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
-                f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
-                f'spread_coef="auto".'
-            )
-        super().set_parameters(params, exact_match=exact_match, device=device)
-        self._captured_step.reset()  # the optimizers' states are in other tensors now
-
-    def _excluded_save_params(self) -> list[str]:
-        aliases = ["actor", "averaged_actor", "critic", "critic_target"]
-        aliases += ["behavior_critic", "behavior_critic_target", "behavior_value"]
-        own = [
-            "_batch_norm_stats",
-            "_generators_before_step",
-            "_differentiate_values",
-            "_differentiate_actor",
-            "_captured_step",
-            "_diverged",
-            "_run_identity",
-            "lr_schedule",  # made of `learning_rate`
-        ]
-        return [*super()._excluded_save_params(), *aliases, *own]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
-        if self.spread_coef_optimizer is None:
-            return ["policy", *optimizers], []
-        return ["policy", *optimizers, "spread_coef_optimizer"], ["log_spread_coef"]

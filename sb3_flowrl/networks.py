@@ -18,7 +18,6 @@ from torch import nn
 
 from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
-from sb3_flowrl.old_models import stack_state_dict
 from sb3_flowrl.stacked import Linear, StackedMLP
 
 #: The constants of CrossQ's batch normalisation (Bhatt et al., ICLR 2024, and sb3_contrib).
@@ -318,10 +317,6 @@ class _ValueModel(BaseModel):
     def own_parameters(self) -> list[nn.Parameter]:
         """:return: the parameters that this model's own loss trains"""
         return list(self.networks.parameters() if self.share_features_extractor else self.parameters())
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        stack_state_dict(self.networks, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FlowCritic(_ValueModel):

@@ -4,7 +4,6 @@ The policy of FlowRL, which holds its networks and their optimisers.
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,18 +18,22 @@ from stable_baselines3.common.torch_layers import (
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
-from sb3_flowrl.checks import UnsupportedObservationSpaceError
-from sb3_flowrl.defaults import FORMER, policy_defaults, use
+from sb3_flowrl import legacy
+from sb3_flowrl.checks import POLICY_CHECKS, UnsupportedObservationSpaceError, check_arguments
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
-from sb3_flowrl.old_models import stack_optimizer_state
 
 #: Widths of hidden layers: of all networks, or by "pi" and "qf".
 NetArch = Sequence[int] | Mapping[str, Sequence[int]]
 #: A class such as nn.ReLU, or another function that makes a module.
 Activation = Callable[[], nn.Module]
+
+#: Arguments of the policy where ``None`` is given; ``optimizer_kwargs`` are for Adam and AdamW only.
+POLICY_DEFAULTS: dict[str, Any] = dict(
+    net_arch=[256, 256], activation_fn=nn.ReLU, batch_norm=True, optimizer_kwargs=dict(betas=(0.5, 0.999), fused=True)
+)
 
 SelfFlowActorCriticPolicy = TypeVar("SelfFlowActorCriticPolicy", bound="FlowActorCriticPolicy")
 
@@ -77,7 +80,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
     :param average_actor: Whether to hold a moving average of the actor, which gives the deterministic actions. Set by
         ``FlowRL``.
-    :raises ValueError: if an argument is not what it must be (see ``sb3_flowrl.arguments``), or ``critic_layout`` is
+    :raises ValueError: if an argument is not what it must be (see ``sb3_flowrl.checks``), or ``critic_layout`` is
         "reference" for fewer than three hidden layers
     """
 
@@ -111,10 +114,24 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         noise_clip: float | None = 1.0,
         average_actor: bool = False,
     ):
-        check_arguments(POLICY_CHECKS, locals())
-        defaults = policy_defaults()
+        arguments = dict(
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            layer_norm=layer_norm,
+            batch_norm=batch_norm,
+            critic_layout=critic_layout,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+            average_actor=average_actor,
+        )
+        check_arguments(POLICY_CHECKS, arguments)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            optimizer_kwargs = defaults.adam_kwargs
+            optimizer_kwargs = dict(POLICY_DEFAULTS["optimizer_kwargs"])
 
         super().__init__(
             observation_space,
@@ -128,11 +145,11 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         )
 
         if net_arch is None:
-            net_arch = defaults.net_arch
+            net_arch = list(POLICY_DEFAULTS["net_arch"])
         if activation_fn is None:
-            activation_fn = defaults.activation_fn
+            activation_fn = POLICY_DEFAULTS["activation_fn"]
         if batch_norm is None:
-            batch_norm = defaults.batch_norm
+            batch_norm = POLICY_DEFAULTS["batch_norm"]
 
         actor_arch, critic_arch = get_actor_critic_arch(_as_lists(net_arch))
         behavior_arch = list(net_arch["behavior"]) if "behavior" in net_arch else critic_arch  # type: ignore[call-overload]
@@ -192,7 +209,6 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
         for model in (self.critic, self.behavior_critic, self.behavior_value):
             model.optimizer = self._make_optimizer(model.own_parameters(), lr_schedule)
-            model.optimizer.register_load_state_dict_pre_hook(partial(stack_optimizer_state, model.networks))
 
         # Averages of networks should always be in eval mode
         for target in (self.critic_target, self.behavior_critic_target, self.averaged_actor):
@@ -225,8 +241,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         :param device: Device on which the policy should be loaded.
         :return: the policy
         """
-        with use(FORMER):  # Older files say all but `batch_norm`, of which there was no choice
-            return super().load(path, device)  # type: ignore[arg-type]
+        device = get_device(device)
+        # Gymnasium's spaces are no weights
+        saved = th.load(path, map_location=device, weights_only=False)
+        policy = cls(**legacy.policy_arguments(saved["data"]))
+        policy.load_state_dict(legacy.stacked_policy_state(policy, saved["state_dict"]))
+        return policy.to(device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -15,10 +15,10 @@ import torch as th
 from torch import nn
 
 from sb3_flowrl import losses
+from sb3_flowrl.buffers import Batch
 from sb3_flowrl.execution import autocast
 from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, straight_path, truncate_noise
 from sb3_flowrl.guidance import Guidance, GuidanceError
-from sb3_flowrl.replay import Batch
 
 if TYPE_CHECKING:
     from sb3_flowrl.policies import FlowActorCriticPolicy

@@ -22,7 +22,7 @@ from study.records import (
 )
 from study.study import STUDIES, StudyError, find_study, load_study
 
-from sb3_flowrl.defaults import FORMER
+from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
 from tests.study_package import finish, make_study
 
 
@@ -137,7 +137,7 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
 def test_studies_of_the_papers_constants_say_what_they_are(name):
     """Whatever the defaults are or become."""
     former = dict(learning_rate=3e-4, spread_coef=0.0)
-    former |= {key: value for key, value in what_none_means(FORMER).items() if key != "policy_kwargs.net_arch"}
+    former |= {key: value for key, value in what_none_means(FORMER_POLICY_DEFAULTS).items() if key != "policy_kwargs.net_arch"}
     for run in load_study(find_study(name)).runs():
         if run.algo == "flowrl":
             assert former.items() <= name_policy_arguments(run.hyperparameters).items(), run.name

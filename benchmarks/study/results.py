@@ -53,7 +53,7 @@ class Finished:
 
     def measured(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param quantity: one of those of ``sb3_flowrl.diagnostics``
+        :param quantity: one of those of ``sb3_flowrl.diagnostics.callback``
         :return: environment steps and values, shape (measurements,) each; nan where it was not finite, and empty if it was
             not measured
         """

@@ -15,7 +15,7 @@ For example::
       sac:
       td3:
       sac-slow: {algo: sac, hyperparameters: {tau: 0.001}, seeds: [10, 11]}
-    diagnose: true                              # measure what sb3_flowrl.diagnostics measures, too
+    diagnose: true                              # measure what sb3_flowrl.diagnostics.callback measures, too
 
 Hyperparameters are written as in rl_zoo3's files. Where the study says nothing, those files' own values for the algorithm and
 the environment stand.
@@ -149,7 +149,7 @@ class Study(_Strict):
     :param baselines: labels of the algorithms with whose best, task by task, scores are divided
     :param hyperparameters: of all algorithms, over those of rl_zoo3's files
     :param gym_packages: modules to import, as they register environments or algorithms
-    :param diagnose: whether the instruments of ``sb3_flowrl.diagnostics`` measure each run at every evaluation
+    :param diagnose: whether the instruments of ``sb3_flowrl.diagnostics.callback`` measure each run at every evaluation
     :param comparisons: titles of figures, and the labels of the algorithms in each; by default one figure of all
     :param includes: names of studies whose runs are taken over where this one asks for the same
     :param name: the file's name without its ending

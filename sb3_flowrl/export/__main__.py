@@ -1,0 +1,53 @@
+"""
+Write a saved model's policy as an ONNX file, check the file against ``predict``, and tell how fast both are.
+
+    python -m sb3_flowrl.export model.zip policy.onnx
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import timeit
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sb3_flowrl.export.onnx import TOLERANCE, export_onnx, largest_difference, open_session, sample_observations
+from sb3_flowrl.flowrl import FlowRL
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="what FlowRL.save wrote, which is unpickled: load only files that you trust")
+    parser.add_argument("onnx", help="the file to write")
+    args = parser.parse_args()
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not needed
+    # Whatever its replay buffer was, none is needed
+    no_buffer: dict[str, Any] = dict(
+        buffer_size=1, replay_buffer_class=None, replay_buffer_kwargs={}, optimize_memory_usage=False
+    )
+    model = FlowRL.load(args.model, device="cpu", **no_buffer)
+    export_onnx(model, args.onnx)
+    difference = largest_difference(model, args.onnx)
+    print(f"{args.onnx}: {os.path.getsize(args.onnx)} bytes")
+    print(f"largest difference from predict on 1000 observations: {difference:.1e}, of actions scaled to [-1, 1]")
+    if not difference <= TOLERANCE:  # nor if it is NaN
+        sys.exit(f"That is more than {TOLERANCE}: do not use the file, and please report the model's policy_kwargs.")
+
+    run, noise = open_session(args.onnx), np.zeros((1, model.actor.action_dim), dtype=np.float32)
+    observation = sample_observations(model.policy.observation_space, 1)
+    predict_time = _milliseconds(lambda: model.predict(observation, deterministic=True))
+    onnx_time = _milliseconds(lambda: run(observation, noise))
+    print(f"time of one action: {predict_time:.3f} ms by predict, {onnx_time:.3f} ms by onnxruntime")
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    return 1e3 * statistics.median(timeit.repeat(call, number=1, repeat=500))
+
+
+if __name__ == "__main__":
+    main()

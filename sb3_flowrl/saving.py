@@ -1,0 +1,224 @@
+"""
+Saving and loading FlowRL: SB3's zip files, exact checkpoints of a run, and files for inference without pickles.
+"""
+
+import inspect
+import io
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_flowrl import legacy
+from sb3_flowrl.checkpoint.run_state import GeneratorStates, load_newest_run, save_run
+from sb3_flowrl.checks import check_keywords
+from sb3_flowrl.execution import CapturedStep, as_saved
+from sb3_flowrl.export.safe_policy import load_policy_safe, save_policy_safe
+from sb3_flowrl.networks import FlowActor
+from sb3_flowrl.policies import FlowActorCriticPolicy
+
+SelfSavable = TypeVar("SelfSavable", bound="SavableAlgorithm")
+
+
+class ParameterMismatchError(ValueError, RuntimeError):
+    """
+    Parameters are missing, or are those of another kind of model. Also a ``RuntimeError``, as SB3's ``load`` takes any other
+    ``ValueError`` for a sign of an old file.
+    """
+
+
+class SavableAlgorithm(OffPolicyAlgorithm):
+    """
+    The part of ``FlowRL`` that saves and loads.
+    """
+
+    policy: FlowActorCriticPolicy
+    spread_coef: float | str
+    spread_coef_optimizer: th.optim.Optimizer | None
+    has_sorted_keys: bool
+    _generators_before_step: GeneratorStates | None
+    _captured_step: CapturedStep
+
+    @classmethod
+    def load(
+        cls: type[SelfSavable],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs,
+    ) -> SelfSavable:
+        """
+        Load a model from a zip-file, as in SB3. One that was saved before the defaults changed is what it was.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained
+            model), has priority over any saved environment
+        :param device: Device on which the code should run.
+        :param custom_objects: objects to put in the place of the saved ones, by their names
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
+        :return: the model
+        :raises TypeError: for a keyword that is neither
+        """
+        if kwargs:
+            cls._check_keywords_of_load(kwargs, path)
+        if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
+            kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
+        kwargs = {**legacy.missing_attributes(path), **kwargs}
+        custom_objects = {**legacy.former_objects(path), **(custom_objects or {})}
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    @classmethod
+    def _check_keywords_of_load(cls, kwargs: dict[str, Any], path: str | Path | io.BufferedIOBase) -> None:
+        arguments = inspect.signature(cls.__init__).parameters
+        blank = cls(policy=FlowActorCriticPolicy, env=None, _init_setup_model=False)  # type: ignore[call-arg, arg-type]
+        known = {*arguments, *vars(blank), *blank._excluded_save_params()}
+        if not kwargs.keys() <= known:
+            known.update(legacy.read_saved_names(path))
+        check_keywords(f"{cls.__name__}.load", kwargs, known)
+
+    def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
+        """
+        Save all that training needs to go on bit for bit, the replay buffer included, so that nothing is lost when the
+        process is killed, be it while saving. To save the model alone, use ``save``.
+
+        It is taken between calls of ``learn``, or within them by ``ResumableCheckpointCallback``; best when every environment
+        has just ended an episode, as episodes under way can't be saved, and are ended. What a checkpoint can't hold: an
+        environment's state besides its ``np_random``, and the states of callbacks and loggers.
+
+        :param folder: where the checkpoints are, for this run alone; each gets a folder of its own in it
+        :param keep: how many of the newest checkpoints stay
+        :return: the new checkpoint's own folder
+        :raises CheckpointError: if it can't be written, or networks or optimizers hold values that are not finite; older ones
+            stay as they are
+        :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
+        """
+        return save_run(self, folder, keep, self._generators_before_step)
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[SelfSavable],
+        folder: str | Path,
+        env: GymEnv | str,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        **kwargs,
+    ) -> SelfSavable:
+        """
+        Load the newest whole checkpoint of a run. Go on with ``learn(..., reset_num_timesteps=False)``.
+
+        A checkpoint holds pickles, which can run any code: load only those that you trust.
+
+        :param folder: where the checkpoints are
+        :param env: the environment, made and wrapped as the run's was; the options of VecNormalize are those of the one given,
+            its statistics the run's
+        :param device: Device on which the code should run.
+        :param custom_objects: as in ``load``
+        :param kwargs: arguments that the run's model was made with. They change nothing, but if one is not the run's it is an
+            error, so that no run goes on in the place of another. Only ``verbose`` and ``tensorboard_log`` may differ
+        :return: the model
+        :raises CheckpointError: if there is no whole checkpoint, or something in it can't be loaded here
+        :raises ValueError: if the environment or an argument is not the run's
+        """
+        return load_newest_run(cls, folder, env, device, custom_objects, kwargs)
+
+    def save_policy_safe(self, path: str | Path) -> None:
+        """
+        Save what inference needs in a file without pickles, see ``sb3_flowrl.export.save_policy_safe``.
+
+        :param path: the file to write, usually ``*.safetensors``
+        :raises ValueError: for what such a file can't hold, such as a features extractor of the user's own
+        :raises ImportError: without safetensors
+        """
+        save_policy_safe(self, path)
+
+    @staticmethod
+    def load_policy_safe(path: str | Path, device: th.device | str = "auto") -> FlowActor:
+        """
+        Load a policy for inference without unpickling anything, see ``sb3_flowrl.export.load_policy_safe``.
+
+        :param path: the file that ``save_policy_safe`` wrote
+        :param device: Device on which the policy should be loaded.
+        :return: the actor, with SB3's ``predict``
+        :raises PolicyFileError: if the file is not, or no longer, what ``save_policy_safe`` wrote
+        :raises ImportError: without safetensors
+        """
+        return load_policy_safe(path, device)
+
+    def get_parameters(self) -> dict[str, dict]:
+        """
+        Return the parameters of the networks and the states of the optimizers, as in SB3.
+
+        :return: state dicts by the name of the object
+        """
+        return {name: as_saved(state_dict) for name, state_dict in super().get_parameters().items()}
+
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, as in SB3.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
+            containing nn.Module parameters used by the policy.
+        :param exact_match: If True, the given parameters should include parameters for each module and each of their
+            parameters, otherwise raises an Exception.
+        :param device: Device on which the code should run.
+        :raises ValueError: if names are missing, if the coefficient of the spread is learned here and not there, or there and
+            not here, or if a file's networks take the keys of Dict observations in another order
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            if (
+                legacy.has_unsorted_keys(self.observation_space)
+                and legacy.was_made_with_sorted_keys(params) != self.has_sorted_keys
+            ):
+                raise ValueError(
+                    "Either this model or the file is of a version of sb3_flowrl whose networks took the keys of Dict "
+                    "observations in sorted order, and the other is not. Load the file with FlowRL.load instead."
+                )
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        missing = [name for name in self._get_torch_save_params()[0] if name not in params]
+        if exact_match and missing and missing != ["spread_coef_optimizer"]:
+            raise ParameterMismatchError(
+                f"Names of parameters do not match this model's: {', '.join(map(repr, missing))} missing from the given "
+                f"{', '.join(map(repr, params)) or 'none'}. Pass exact_match=False to set only those that are given."
+            )
+        is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
+        if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
+            raise ParameterMismatchError(
+                f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
+                f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
+                f'spread_coef="auto".'
+            )
+        params = legacy.stacked_parameters(self.policy, params)
+        super().set_parameters(params, exact_match=exact_match, device=device)
+        self._captured_step.reset()  # the optimizers' states are in other tensors now
+
+    def _excluded_save_params(self) -> list[str]:
+        aliases = ["actor", "averaged_actor", "critic", "critic_target"]
+        aliases += ["behavior_critic", "behavior_critic_target", "behavior_value"]
+        own = [
+            "_batch_norm_stats",
+            "_generators_before_step",
+            "_differentiate_values",
+            "_differentiate_actor",
+            "_captured_step",
+            "_diverged",
+            "_run_identity",
+            "lr_schedule",  # made of `learning_rate`
+        ]
+        return [*super()._excluded_save_params(), *aliases, *own]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
+        if self.spread_coef_optimizer is None:
+            return ["policy", *optimizers], []
+        return ["policy", *optimizers, "spread_coef_optimizer"], ["log_spread_coef"]
