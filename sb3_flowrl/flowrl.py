@@ -22,7 +22,8 @@ from torch import nn
 from sb3_flowrl import checks, losses, update
 from sb3_flowrl.buffers import Batch, RecencyReplayBuffer, float32_space, sample_batches
 from sb3_flowrl.checkpoint.run_state import generator_states
-from sb3_flowrl.dry_run import try_out
+from sb3_flowrl.checkpoint.saving import SavableAlgorithm
+from sb3_flowrl.diagnostics.dry_run import try_out
 from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
@@ -30,7 +31,6 @@ from sb3_flowrl.legacy import with_sorted_keys
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_flowrl.reward_scale import RewardScale, scale_of
-from sb3_flowrl.saving import SavableAlgorithm
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 

@@ -1,5 +1,5 @@
 """
-What tells why a run learns or stalls: a callback that logs it, and the measures that it logs.
+What tells why a run learns or stalls: a callback that logs it, the measures that it logs, and a trial update before any step.
 """
 
 from sb3_flowrl.diagnostics.callback import DiagnosticsCallback

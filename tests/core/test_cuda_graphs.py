@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_flowrl import FlowRL, execution, flowrl
 from sb3_flowrl.buffers import tensors_of
-from sb3_flowrl.dry_run import copy_of
+from sb3_flowrl.diagnostics.dry_run import copy_of
 from sb3_flowrl.execution import CapturedStep
 from tests.models import SMALL, assert_same, batches_of, make_model, moments, parameters
 
