@@ -41,7 +41,7 @@ AUTO_COMPILE_UPDATES = 10_000
 def _make_policy(
     policy_class: type[BasePolicy], observation_space: spaces.Space, _: spaces.Space, *args: Any, **kwargs: Any
 ) -> BasePolicy:
-    """In the place of ``policy_class``, so that SB3 gives the policy another observation space than the replay buffer."""
+    """Make a policy with another observation space than the one that SB3 passes to it and to the replay buffer."""
     return policy_class(observation_space, *args, **kwargs)
 
 
@@ -49,17 +49,16 @@ class FlowRL(SavableAlgorithm):
     """
     FlowRL: Flow-Based Policy for Online Reinforcement Learning.
 
-    An off-policy actor-critic whose actor is a flow, a state-conditioned velocity field that is integrated from noise to an
-    action. It maximises Q_π while its Wasserstein-2 distance to the best behaviour in the replay buffer stays bounded:
-    every buffer action attracts the flow, weighted by how much better the behaviour did than the present policy.
+    An off-policy actor-critic whose actor is a flow: a state-conditioned velocity field, integrated from noise to an action.
+    The flow maximizes Q_π while its Wasserstein-2 distance to the best behavior in the replay buffer stays bounded. Each
+    buffer action attracts the flow, weighted by how much better the behavior did there than the present policy.
 
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations with three additions that together were measured to help: a Q_π that is normalised
-    by batch (``policy_kwargs``, see ``FlowActorCriticPolicy``), actions that are kept apart (``spread_coef``), and a faster
-    Adam. ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` give the paper and the authors' code to the
-    letter.
+    The defaults are the paper's equations and three additions that together learn faster: batch normalization in Q_π
+    (``policy_kwargs``, see ``FlowActorCriticPolicy``), a term that keeps actions apart (``spread_coef``), and a faster Adam.
+    ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code exactly.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -70,7 +69,7 @@ class FlowRL(SavableAlgorithm):
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1), the weight of the online network.
-        The authors' 0.95 leaves the targets almost no lag
+        With the authors' 0.95 the targets have almost no lag
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
@@ -80,8 +79,9 @@ class FlowRL(SavableAlgorithm):
     :param action_noise: the action noise type (None by default), this can help
         for hard exploration problem. Cf common.noise for the different action noise type.
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
-        If ``None``, it will be automatically selected. SB3's and ours are asked for the batches of all ``gradient_steps`` at
-        once, a class of your own for one batch at a time, which may have another number of transitions than ``batch_size``
+        If ``None``, it will be automatically selected. Buffers of SB3 and of this package sample the batches of all
+        ``gradient_steps`` at once. Any other class samples one batch at a time, which may be larger or smaller than
+        ``batch_size``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
         at a cost of more complexity.
@@ -92,43 +92,43 @@ class FlowRL(SavableAlgorithm):
         with ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead.
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
-    :param scale_rewards: whether rewards are divided, when they are sampled, by a running scale of the discounted return, see
-        ``sb3_flowrl.reward_scale``: then values stay within about ±5, and ``w2_coef`` and the guidance mean the same whatever
-        the scale of the rewards. It does nothing beside a VecNormalize that normalizes rewards
-    :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, which alone makes use of them. With
+    :param scale_rewards: whether to divide sampled rewards by a running scale of the discounted return, see
+        ``sb3_flowrl.reward_scale``. Values then stay within about ±5, and ``w2_coef`` means the same on every task. It has no
+        effect beside a VecNormalize that normalizes rewards
+    :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, as nothing else uses them. With
         ``policy_delay=2`` this saves a fifth of an update's arithmetic
-    :param actor_tau: weight of the actor in its moving average, at each of its steps. The average is what
-        ``predict(deterministic=True)`` plays: it stays where the actor swings from update to update. Exploration and the
-        updates take the actor itself. ``None`` keeps no average
+    :param actor_tau: weight of the actor in its moving average, at each of its steps. ``predict(deterministic=True)`` plays
+        the average, which stays where the actor swings from update to update. Exploration and updates use the actor itself.
+        ``None`` keeps no average
     :param flow_steps: number N of integration steps from noise to action
     :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field
         a step
-    :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behaviour in the buffer.
+    :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behavior in the buffer.
         The authors recommend 0.8 for HumanoidBench tasks that they did not report
-    :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 leaves the constraint out
-    :param guidance: what makes the weights λ·w of the buffer's actions from ``(q_behavior, q_policy, w2_coef)``, see
-        ``sb3_flowrl.guidance``: "paper" (0 where the policy is no worse than the behaviour, capped at 1), "reference" (the
-        authors' code, never 0), or a callable of the same signature that returns the final weights, λ included
+    :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 removes the constraint
+    :param guidance: how buffer actions are weighted, see ``sb3_flowrl.guidance``: "paper" (0 where the policy is no worse than
+        the behavior, at most 1), "reference" (the authors' code, never 0), or a function of
+        ``(q_behavior, q_policy, w2_coef)`` that returns the final weights, λ included
     :param per_sample: whether each weight acts on its own sample, as Theorem 4.2 needs. False multiplies the mean weight by
         the mean error, as the authors' code does
-    :param matching: where the flow-matching error is measured: "action" regresses the flow's end point, before it is
-        squashed, onto the stored action itself, as the authors' code does; "pre_squash" onto atanh of the action (clipped to
+    :param matching: where the flow-matching error is measured. "action" compares the flow's end point, before it is squashed,
+        with the stored action, as the authors' code does. "pre_squash" compares it with atanh of the action (clipped to
         ±0.999), so that a perfect match plays the stored action
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
-    :param spread_coef: α, the coefficient of the spread of the policy's actions in one state, see ``losses.log_spread``: it
-        keeps the flow from collapsing to a point, after which nothing new is tried. "auto" learns it, as SAC its ``ent_coef``,
-        so that the spread stays at ``target_spread``; "auto_0.1" begins with 0.1 instead of 1; 0 leaves it out, as the paper
-        does
-    :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of the
-        actions, scaled to [-1, 1], in its geometric mean over their dimensions, see ``losses.log_spread``
-    :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
-        TF32 on CUDA, see ``execution.matmul_precision``. "auto": the faster of these two that is exact on this machine, kept
-        in ``resolved_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
-        optimiser state and losses stay in float32
-    :param compile: whether the updates run through ``torch.compile`` (on CUDA each as one CUDA graph), which takes up to a
-        minute at the first of them. "auto" compiles at once on CUDA, and on a CPU from update 10 000 on
-    :param float64_observations: keep observations that arrive as float64 in float64 in the replay buffer, as SB3 does, at
-        twice the memory. The networks see float32 in any case
+    :param spread_coef: α, the coefficient of the term that keeps the policy's actions in one state apart, see
+        ``losses.log_spread``. Without it the flow collapses to a point, and exploration ends. "auto" learns α, as SAC learns
+        ``ent_coef``, so that the spread stays at ``target_spread``; "auto_0.1" starts from 0.1 instead of 1; 0 removes the
+        term, as in the paper
+    :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of
+        actions scaled to [-1, 1] (geometric mean over their dimensions), see ``losses.log_spread``
+    :param precision: how updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
+        TF32 on CUDA, see ``execution.matmul_precision``. "auto": the faster of these two that is exact on this machine, stored
+        in ``resolved_precision``. "bfloat16": networks run under bfloat16 autocast; parameters, optimizer state and losses
+        stay in float32
+    :param compile: whether updates run through ``torch.compile`` (on CUDA as one CUDA graph each); the first one then takes up
+        to a minute. "auto" compiles at once on CUDA, and from update 10 000 on a CPU
+    :param float64_observations: whether the replay buffer keeps float64 observations in float64, as SB3 does, at twice the
+        memory. The networks get float32 in any case
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -139,7 +139,7 @@ class FlowRL(SavableAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: before any work, for an argument or an action space that FlowRL can't work with
+    :raises ValueError: before any work, if an argument or the action space is not supported
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -217,7 +217,7 @@ class FlowRL(SavableAlgorithm):
         self.compile = compile
         self.float64_observations = float64_observations
         self.trained_on_normalized_obs = False
-        # What `legacy` asks of a file
+        # Files without these attributes are old, see `legacy`
         self.stores_defaults, self.has_sorted_keys = True, False
         self._generators_before_step = None
         if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
@@ -266,18 +266,18 @@ class FlowRL(SavableAlgorithm):
             )
         user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
         checks.check_policy_kwargs(self.policy_class, user_policy_kwargs, of_algorithm=flow_kwargs)
-        # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
+        # The policy needs these to predict on its own. `policy_kwargs` as saved stays what the user passed
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
         observation_space, policy_class = self.observation_space, self.policy_class
         if not self.float64_observations:
-            # SB3 gives one space to both: the replay buffer gets this one, and the policy the environment's own
+            # SB3 passes one space to both. The replay buffer gets this one, the policy the environment's own
             self.observation_space = float32_space(observation_space)
             self.policy_class = partial(  # type: ignore[assignment]
                 _make_policy, policy_class, self._policy_space(observation_space)
             )
         with warnings.catch_warnings():
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
-                # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
+                # A loaded model has the n-step buffer already, and SB3 would warn that it ignores n_steps
                 warnings.filterwarnings("ignore", message="`n_steps=")
             super()._setup_model()
         checks.check_discount(self.gamma, self.replay_buffer)
@@ -285,10 +285,8 @@ class FlowRL(SavableAlgorithm):
         self.policy_class = policy_class
         self._create_aliases()
         self._setup_spread_coef()
-        if not self.scale_rewards:
-            self.reward_scale = None
-        elif self.reward_scale is None:  # else it is a loaded model's
-            self.reward_scale = RewardScale(self.gamma)
+        # A loaded model has one already
+        self.reward_scale = (self.reward_scale or RewardScale(self.gamma)) if self.scale_rewards else None
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -297,7 +295,7 @@ class FlowRL(SavableAlgorithm):
         self._cuda_graphs = self.device.type == "cuda"
         self._captured_step = CapturedStep(self._gradient_step)
         self._diverged = th.zeros((), device=self.device, dtype=th.float32)
-        if self.env is not None:  # else it can only predict
+        if self.env is not None:  # without one the model can only predict
             try_out(self)
 
     def _policy_space(self, observation_space: spaces.Space) -> spaces.Space:
@@ -312,13 +310,13 @@ class FlowRL(SavableAlgorithm):
         self.log_spread_coef: th.Tensor | None = None
         self.spread_coef_optimizer: th.optim.Optimizer | None = None
         if isinstance(self.spread_coef, str):
-            # The logarithm, so that it stays above 0
+            # Learn the logarithm, so that α stays above 0
             initial = math.log(checks.initial_spread_coef(self.spread_coef))
             self.log_spread_coef = th.full((1,), initial, device=self.device, dtype=th.float32, requires_grad=True)
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
     def _current_spread_coef(self) -> th.Tensor | None:
-        """The coefficient as the actor's loss takes it."""
+        """Return α as the actor's loss takes it."""
         if self.log_spread_coef is not None:
             return self.log_spread_coef.detach().exp().squeeze()
         if not self.spread_coef:
@@ -348,7 +346,7 @@ class FlowRL(SavableAlgorithm):
         ]
 
     def _averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
-        """:return: each network that has a moving average, the average, and the weight of the network in it"""
+        """List each network that has a moving average, the average, and the network's weight in it."""
         averages: list[tuple[nn.Module, nn.Module, float]] = []
         if self.critic_target is not None:
             averages.append((self.critic, self.critic_target, self.tau))
@@ -371,7 +369,7 @@ class FlowRL(SavableAlgorithm):
         self._update_learning_rate(self._optimizers())
 
         logs: list[update.Terms] = []
-        diverged = self._diverged.zero_()  # looked at when all updates are done
+        diverged = self._diverged.zero_()  # read once, after all updates
         step = self._step_in_a_graph if self._cuda_graphs and self._compiles_now() else self._gradient_step
         with matmul_precision(self.settings.precision, self.device):
             for batch in self._sample_batches(gradient_steps, batch_size):  # Line 6
@@ -420,7 +418,7 @@ class FlowRL(SavableAlgorithm):
         return terms | found.terms
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
-        """Take :meth:`_gradient_step` as one CUDA graph; what the step reads on the host decides which graph."""
+        """Take :meth:`_gradient_step` as one CUDA graph. The constants that the step reads on the host select the graph."""
         optimizers = self._optimizers()
         settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
         constants = (
@@ -461,7 +459,7 @@ class FlowRL(SavableAlgorithm):
 
     @property
     def settings(self) -> update.Settings:
-        """:return: the constants of the update's equations, as the arguments are now"""
+        """Collect the constants of the update's equations from the present arguments."""
         guidance = GUIDANCES[self.guidance] if isinstance(self.guidance, str) else self.guidance
         precision = resolve_precision(self.precision, self.device)
         return update.Settings(self.expectile, self.w2_coef, guidance, self.per_sample, self.matching, precision)
@@ -480,11 +478,11 @@ class FlowRL(SavableAlgorithm):
 
     def _record(self, logs: list[update.Terms], diverged: th.Tensor) -> None:
         """
-        Log the means of what the updates of one ``train()`` call return.
+        Log the means of the terms that the updates of one ``train()`` call return.
 
         :param logs: by update
-        :param diverged: 1 if a loss or a gradient has exploded, else 0, a scalar
-        :raises ValueError: if one has
+        :param diverged: 1 if a loss or a gradient was not finite, else 0, a scalar
+        :raises ValueError: if one was not
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.reward_scale is not None:
@@ -519,18 +517,12 @@ class FlowRL(SavableAlgorithm):
         progress_bar: bool = False,
     ) -> SelfFlowRL:
         """
-        Return a trained model.
+        Return a trained model, as in SB3.
 
-        :param total_timesteps: The total number of samples (env steps) to train on; a float must be whole, such as 1e6. With
-            ``reset_num_timesteps=False`` it may be 0 or less, as in ``1_000_000 - model.num_timesteps``: nothing is left to do
-        :param callback: callback(s) called at every step with state of the algorithm.
-        :param log_interval: the number of episodes before logging
-        :param tb_log_name: the name of the run for TensorBoard logging
-        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
-        :param progress_bar: Display a progress bar using tqdm and rich.
-        :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is not a whole number, or ``train_freq`` counts the episodes of several
-            environments
+        ``total_timesteps`` may be a whole float such as 1e6. With ``reset_num_timesteps=False`` it may also be 0 or less, as
+        in ``1_000_000 - model.num_timesteps``: then nothing is left to do.
+
+        :raises ValueError: if it is not whole, or ``train_freq`` counts episodes of several environments
         """
         checks.check_train_freq(self.n_envs, self.train_freq)
         normalize = self.get_vec_normalize_env()
