@@ -72,7 +72,7 @@ setup(
     packages=[*find_packages(include=["sb3_flowrl", "sb3_flowrl.*"]), "sb3_flowrl.hyperparams"],
     package_dir={"sb3_flowrl.hyperparams": "hyperparams"},
     package_data={"sb3_flowrl": ["py.typed", "version.txt"], "sb3_flowrl.hyperparams": ["*.yml"]},
-    data_files=[("", ["sb3_flowrl/sb3_flowrl.pth", "sb3_flowrl/sb3_flowrl.start"])],
+    data_files=[("", ["sb3_flowrl/zoo/sb3_flowrl.pth", "sb3_flowrl/zoo/sb3_flowrl.start"])],
     cmdclass={"install_data": InstallStartupFiles},
     distclass=DistributionWithStartupFiles,
     python_requires=">=3.10",
