@@ -45,7 +45,7 @@ def complete_exp_manager(module: ModuleType) -> None:
     default = Path(str(module.__file__)).parent / "hyperparams" / f"{ALGO}.yml"
 
     @functools.wraps(original)
-    def init(self, *args, **kwargs):
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if getattr(self, "algo", None) != ALGO:
             return

@@ -20,6 +20,13 @@ prints the reason.
 import os
 import sys
 
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than the hook may
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
 OPT_OUT = "SB3_FLOWRL_NO_ZOO_HOOK"
 
 #: The modules that :mod:`sb3_flowrl.zoo.registration` completes.
@@ -29,17 +36,17 @@ TARGETS = ("rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager", "h
 class _CompletingLoader:
     """Load a module with its own loader, then complete it."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: "Any") -> None:
         self._loader = loader
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> object:
         return getattr(self._loader, name)
 
-    def create_module(self, spec):
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         create_module = getattr(self._loader, "create_module", None)
         return None if create_module is None else create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: "Any") -> None:
         module.__spec__.loader = module.__loader__ = self._loader  # leave no trace on the module
         if hasattr(self._loader, "exec_module"):
             self._loader.exec_module(module)
@@ -58,10 +65,12 @@ class _CompletingLoader:
 class _ZooFinder:
     """Find a target with the other finders, and wrap its loader."""
 
-    def __init__(self):
-        self._finding = set()
+    def __init__(self) -> None:
+        self._finding: set[str] = set()
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         # Another finder may also ask all others, and so ask this one while it asks them
         if name not in TARGETS or name in self._finding:
             return None
@@ -69,17 +78,19 @@ class _ZooFinder:
         try:
             for finder in sys.meta_path:
                 find_spec = getattr(finder, "find_spec", None)
-                spec = find_spec(name, path, target) if find_spec is not None and finder is not self else None
+                spec: ModuleSpec | None = (
+                    find_spec(name, path, target) if find_spec is not None and finder is not self else None
+                )
                 if spec is not None:
                     if spec.loader is not None:
-                        spec.loader = _CompletingLoader(spec.loader)
+                        spec.loader = _CompletingLoader(spec.loader)  # type: ignore[assignment]
                     return spec
         finally:
             self._finding.discard(name)
         return None
 
 
-def _is_ours(finder) -> bool:
+def _is_ours(finder: object) -> bool:
     """Compare names, because the finder may come from an earlier import of this module."""
     return (type(finder).__module__, type(finder).__name__) == (__name__, _ZooFinder.__name__)
 
