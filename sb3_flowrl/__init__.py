@@ -1,8 +1,7 @@
 """
 FlowRL (Lv et al., NeurIPS 2025, arXiv 2506.12811) for Stable-Baselines3.
 
-The names below are imported on first use, so that ``sb3_flowrl.startup``, which runs whenever Python starts, costs no more
-than two small files.
+The names below are imported on first use, because :mod:`sb3_flowrl.zoo.startup` imports this package whenever Python starts.
 """
 
 import os

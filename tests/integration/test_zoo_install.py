@@ -1,6 +1,7 @@
 """The start-up hook as it is installed: from a wheel, from the folder, editable; and that uninstalling leaves nothing."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -85,9 +86,13 @@ def test_hook_in_a_fresh_environment(way, tmp_path):
         fallback = no_site + "from sb3_flowrl import zoo; zoo.register(); zoo.register();" + algos
         assert environment.run("-S", "-c", fallback).split()[-1] == "True"
 
-    # nothing is imported before rl_zoo3 is
+    # nothing stays imported before rl_zoo3 is
     light = "import sys; print(sorted(name for name in sys.modules if name.startswith(('sb3_flowrl', 'torch', 'rl_zoo3'))))"
-    assert environment.run("-c", light).strip() == "['sb3_flowrl', 'sb3_flowrl.startup']"
+    assert environment.run("-c", light).strip() == "[]"
+    finders = "import sys; print([type(finder).__name__ for finder in sys.meta_path if 'Zoo' in type(finder).__name__])"
+    assert environment.run("-c", finders).strip() == "['_ZooFinder']"
+    assert environment.run("-I", "-c", finders).strip() == environment.run("-S", "-c", finders).strip() == "[]"
+    assert environment.run("-c", finders, SB3_FLOWRL_NO_ZOO_HOOK="1").strip() == "[]"
 
     arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "-n", "60", "-f", str(tmp_path / "logs"), "--eval-freq", "-1"]
     train = ["-m", "rl_zoo3.train", *arguments, "-params", "learning_starts:50", "policy_kwargs:dict(net_arch=[8])"]
@@ -98,7 +103,6 @@ def test_hook_in_a_fresh_environment(way, tmp_path):
 
     environment.pip("uninstall", "-y", "sb3-flowrl")
     assert environment.files() == environment.files_before
-    finders = "import sys; print([f for f in sys.meta_path if 'Zoo' in type(f).__name__])"
     assert environment.run("-c", finders).strip() == "[]"
 
 
@@ -106,10 +110,13 @@ def test_hook_in_a_fresh_environment(way, tmp_path):
 def test_a_broken_package_does_not_break_the_interpreters_start(tmp_path):
     environment = Environment(tmp_path / "venv")
     environment.pip("install", "--no-deps", str(source(tmp_path)))
-    startup = environment.site_packages / "sb3_flowrl" / "startup.py"
-    startup.write_text("raise RuntimeError('broken')")
-    assert environment.run("-c", "print('started')") == "started\n"
-    startup.unlink()
+    package = environment.site_packages / "sb3_flowrl"
+    for file in (package / "zoo" / "startup.py", package / "zoo" / "__init__.py", package / "__init__.py"):
+        file.write_text("raise RuntimeError('broken')")
+        assert environment.run("-c", "print('started')") == "started\n"
+        file.unlink()
+        assert environment.run("-c", "print('started')") == "started\n"
+    shutil.rmtree(package)
     assert environment.run("-c", "print('started')") == "started\n"
 
 
