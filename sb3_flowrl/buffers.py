@@ -279,8 +279,8 @@ def split(field: Any, n_batches: int) -> Sequence[Any]:
     """
     Split one field of a sample into batches, dealing out its rows in turns.
 
-    Each batch gets its share of every kind of row, although buffers may order them: ``HerReplayBuffer`` returns the relabeled
-    transitions after the others.
+    Each batch then gets its share of every kind of row, even if the buffer orders them: ``HerReplayBuffer`` returns the
+    relabeled transitions after the others.
 
     :param field: ``(n_batches * B, ...)``, or a dict of such tensors
     :param n_batches: number of batches

@@ -233,7 +233,7 @@ def check_finite_actions(actions: np.ndarray, policy: nn.Module) -> None:
 
     :param actions: the actions of the policy, perhaps with action noise
     :param policy: the policy, for the message
-    :raises ValueError: if they are not; the message says how many values are not finite, and whether the networks cause it
+    :raises ValueError: if a value is not finite; the message says how many are not, and whether the networks are the cause
     """
     if np.isfinite(actions).all():
         return
@@ -272,13 +272,13 @@ def check_finite_batch(batch: ReplayBufferSamples | DictReplayBufferSamples, n_u
             )
             raise ValueError(
                 f"`{full_name}` of the replay sample for update {n_updates} (environment step {num_timesteps}) holds "
-                f"{bad.numel()} value(s) that are not finite; the first is {bad[0].item()}. It has not reached the "
-                f"networks. Look for the cause in {cause}."
+                f"{bad.numel()} value(s) that are not finite; the first is {bad[0].item()}. This sample has not "
+                f"reached the networks. Look for the cause in {cause}."
             )
 
 
 def _is_finite(tensor: th.Tensor) -> bool:
-    # A finite sum has only finite terms, and is many times faster to check. Another sum may just have overflowed
+    # A sum is many times faster, and is finite only if all terms are. But a sum of finite terms may overflow
     return math.isfinite(tensor.sum().item()) or bool(th.isfinite(tensor).all())
 
 
@@ -329,7 +329,7 @@ def _is_int(value: Any, at_least: int) -> bool:
 
 
 def _is_plain_int(value: Any, at_least: int) -> bool:
-    """Check for a Python integer, where SB3 does not accept NumPy's."""
+    """Check for an integer of Python's own type, for arguments where SB3 does not accept NumPy's."""
     return isinstance(value, int) and _is_int(value, at_least)
 
 
@@ -622,7 +622,7 @@ def check_replay_buffer(model: OffPolicyAlgorithm) -> None:
     Check that the chosen replay buffer suits the environment.
 
     :param model: a model whose replay buffer has not been made yet
-    :raises ValueError: if it does not suit
+    :raises ValueError: if it does not suit the environment
     """
     if model.optimize_memory_usage and model.buffer_size // model.n_envs < 2:
         raise ValueError(

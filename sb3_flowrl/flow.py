@@ -137,5 +137,5 @@ def unsquash(actions: th.Tensor) -> th.Tensor:
     return th.atanh(actions.clamp(-PRE_SQUASH_LIMIT, PRE_SQUASH_LIMIT))
 
 
-#: Allowed values of ``matching``: functions from stored actions to the end points for the velocity field's regression.
+#: Allowed values of ``matching``. Each maps a stored action to the end point onto which the velocity field is regressed.
 MATCHING_SPACES: dict[str, Callable[[th.Tensor], th.Tensor]] = {"action": lambda actions: actions, "pre_squash": unsquash}

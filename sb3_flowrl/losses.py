@@ -55,7 +55,7 @@ def expectile_loss(errors: th.Tensor, expectile: float) -> th.Tensor:
     """
     Compute the expectile regression that makes V_β* approach the best value in the replay buffer (paper, Eq. 18).
 
-    :param errors: u = Q_β*(s, a) - V_β*(s), ``(B, 1)``, with a gradient in V_β*
+    :param errors: u = Q_β*(s, a) - V_β*(s), ``(B, 1)``, with gradient through V_β*
     :param expectile: τ in (0, 1); 0.5 gives half the mean squared error, 1 would give the maximum
     :return: mean(abs(τ - 1{u < 0}) · u²), a scalar
     """
@@ -94,7 +94,7 @@ def actor_loss(q_policy: th.Tensor, constraint: th.Tensor) -> th.Tensor:
     """
     Compute the negative of the actor's Lagrangian (paper, Eq. 22), to be minimized.
 
-    :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``, with a gradient in the actor
+    :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``, with gradient through the actor
     :param constraint: the result of :func:`weighted_flow_matching_loss`
     :return: -mean(Q_π) + constraint, a scalar
     """

@@ -72,7 +72,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer.
-        Default for Adam and AdamW: ``dict(betas=(0.5, 0.999), fused=True)``: CrossQ's momentum, and a step in one kernel
+        Default for Adam and AdamW: ``dict(betas=(0.5, 0.999), fused=True)`` (CrossQ's momentum, and the step in one kernel)
     :param n_critics: Number of networks in each critic.
     :param share_features_extractor: Whether to share or not the features extractor
         between the actor, the critics and V_β* (this saves memory, and the other gradients). A shared extractor is

@@ -3,7 +3,7 @@ Reward scaling: sampled rewards are divided by a running scale of the discounted
 
 Guidance compares values through an exponential. Its weights and λ therefore mean the same on every task only if values have
 one scale. Sources: XQC (ICLR 2026) divides by the standard deviation of the running discounted return. FlashSAC (2026)
-divides by at least its largest absolute value over a bound, so that returns stay within the bound.
+divides by at least the largest absolute return over a bound, so that returns stay within the bound.
 """
 
 import math

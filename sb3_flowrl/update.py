@@ -217,7 +217,7 @@ def value_gradients(
     parameters: Sequence[th.Tensor],
 ) -> tuple[Gradients, th.Tensor | None]:
     """
-    Differentiate :func:`value_loss`. Its own arguments are passed on.
+    Differentiate :func:`value_loss`, which receives all other arguments.
 
     :param parameters: the parameters of the value functions
     :return: the gradients, and the clipped Q_β*(s, a), ``(B, 1)``
@@ -236,7 +236,7 @@ def actor_gradients(
     parameters: Sequence[th.Tensor],
 ) -> Gradients:
     """
-    Differentiate :func:`actor_loss`. Its own arguments are passed on.
+    Differentiate :func:`actor_loss`, which receives all other arguments.
 
     :param parameters: the parameters of the actor
     :return: the gradients
@@ -250,7 +250,7 @@ def descend(optimizers: Sequence[th.optim.Optimizer], computed: Gradients, diver
     Take the optimizers' steps, but skip them if this loss or an earlier one has exploded.
 
     Networks would never recover from such a step. A fused optimizer skips it by itself, as it does for PyTorch's
-    ``GradScaler``, so that the host need not wait for the device. For other optimizers the host reads ``diverged``.
+    ``GradScaler``, so the host does not have to wait for the device. For other optimizers the host reads ``diverged``.
 
     :param optimizers: the optimizers
     :param computed: the gradients of their :func:`trainable_parameters`
