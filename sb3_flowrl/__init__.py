@@ -1,12 +1,13 @@
 """
 FlowRL (Lv et al., NeurIPS 2025, arXiv 2506.12811) for Stable-Baselines3.
 
-The names below are imported on first use, because :mod:`sb3_flowrl.zoo.startup` imports this package whenever Python starts.
+The start-up hook for rl_zoo3 imports this package whenever Python starts. The names below are therefore imported on first
+use, so that the hook reads no more than two small files.
 """
 
 import os
 
-TYPE_CHECKING = False  # as in `typing`, whose import would double the time that Python takes to start
+TYPE_CHECKING = False  # as in `typing`; importing that module would double Python's start-up time
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
     from sb3_flowrl.checkpoint import ResumableCheckpointCallback

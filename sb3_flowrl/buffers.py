@@ -1,5 +1,7 @@
 """
-Replay buffers, and the way from a buffer to the updates: one sample, checked, and moved to the device once.
+Replay buffers, and the sampling of batches for the updates.
+
+The batches of several updates come from one sample, which is checked on the CPU and moved to the device once.
 """
 
 import math
@@ -19,13 +21,15 @@ from sb3_flowrl.checks import check_number, check_positive_int
 
 def float32_space(space: spaces.Space) -> spaces.Space:
     """
-    The space of observations as a replay buffer should store them: MuJoCo's arrive as float64, but the networks see float32.
+    Replace float64 with float32 in an observation space, for the replay buffer.
+
+    MuJoCo's observations arrive as float64, but the networks see float32.
 
     :param space: the environment's observation space
-    :return: the same space, with float32 in the place of float64, and the keys of a Dict in the same order
+    :return: the same space with float32 instead of float64, and with the keys of a Dict in the same order
     """
     if isinstance(space, spaces.Dict):
-        # A list of pairs, as gymnasium sorts the keys of a dict
+        # A list of pairs, because gymnasium sorts the keys of a dict
         return spaces.Dict([(key, float32_space(value)) for key, value in space.spaces.items()])
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
@@ -34,15 +38,16 @@ def float32_space(space: spaces.Space) -> spaces.Space:
 
 class RecencyReplayBuffer(ReplayBuffer):
     """
-    Replay buffer that draws a fixed share of each batch from its newest transitions, and the rest from all of them.
+    Replay buffer that draws a fixed share of each batch from its newest transitions.
 
-    Source: ``utilis/Replaybuffer.py`` of the authors' code, which draws without replacement; here, as in SB3, with it.
+    It draws the rest of the batch from all transitions. Source: ``utilis/Replaybuffer.py`` of the authors' code. Their code
+    draws without replacement; this class draws with replacement, as SB3 does.
 
     :param args: arguments of SB3's ``ReplayBuffer``
     :param recent_share: share of each batch that is drawn from the newest transitions, between 0 and 1
-    :param recent_size: how many transitions, of all environments together, count as the newest
+    :param recent_size: number of transitions that count as the newest, over all environments
     :param kwargs: keyword arguments of SB3's ``ReplayBuffer``
-    :raises ValueError: if ``recent_share`` is not between 0 and 1, or ``recent_size`` not a positive integer
+    :raises ValueError: if ``recent_share`` is not between 0 and 1, or ``recent_size`` is not a positive integer
     """
 
     def __init__(self, *args, recent_share: float = 0.2, recent_size: int = 2048, **kwargs):
@@ -54,15 +59,17 @@ class RecencyReplayBuffer(ReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
+        Sample transitions.
+
         :param batch_size: Number of elements to sample
         :param env: associated gym VecEnv
             to normalize the observations/rewards when sampling
-        :return: ``recent_share`` of them, rounded up, from the newest transitions, and the others from all
+        :return: ``recent_share`` of them, rounded up, from the newest transitions, and the rest from all transitions
         """
-        # Rows of the buffer by age, 0 being the newest. Each holds one transition of every environment.
+        # Rows of the buffer are counted by age; 0 is the newest. Each row holds one transition of every environment.
         n_rows = self.size()
         if self.optimize_memory_usage and self.full:
-            n_rows -= 1  # the oldest row's next observation is already another one
+            n_rows -= 1  # the next observation of the newest row has replaced the oldest row's observation
         n_recent_rows = min(math.ceil(self.recent_size / self.n_envs), n_rows)
         n_uniform = int(batch_size * (1.0 - self.recent_share))
         ages = np.concatenate(
@@ -73,15 +80,17 @@ class RecencyReplayBuffer(ReplayBuffer):
 
 class NStepRecencyReplayBuffer(RecencyReplayBuffer, NStepReplayBuffer):
     """
-    :class:`RecencyReplayBuffer` with n-step returns: give ``n_steps`` and ``gamma`` in ``replay_buffer_kwargs``.
+    :class:`RecencyReplayBuffer` with n-step returns.
+
+    Pass ``n_steps`` and ``gamma`` in ``replay_buffer_kwargs``.
     """
 
 
-#: Most bytes that are sampled at once; 1 000 updates of 256 transitions of HalfCheetah are a sixth of it.
+#: Limit of the bytes that are sampled at once. 1 000 updates of 256 HalfCheetah transitions take a sixth of it.
 MAX_SAMPLE_BYTES = 2**28
-#: Bytes between the beginnings of packed tensors are multiples of this.
+#: Each packed tensor begins at a multiple of this number of bytes.
 ALIGNMENT = 16
-#: Buffers of which one large sample is as good as several small ones.
+#: Buffer classes for which one large sample is as good as several small ones.
 JOINT_BUFFERS = (
     ReplayBuffer,
     DictReplayBuffer,
@@ -107,18 +116,18 @@ def sample_batches(
     """
     Sample the batches of several updates.
 
-    The buffers named in :data:`JOINT_BUFFERS` are asked for all of them at once (for as many as fit into
-    :data:`MAX_SAMPLE_BYTES`). Any other buffer is asked for each batch by itself, as SB3 does: it may draw without
-    replacement, add demonstrations to each batch, or return another number of transitions.
+    Buffers of the classes in :data:`JOINT_BUFFERS` sample all batches at once, or as many as fit into
+    :data:`MAX_SAMPLE_BYTES`. Any other buffer samples each batch separately, as in SB3: it may draw without replacement, add
+    demonstrations to each batch, or return a different number of transitions.
 
     :param buffer: the replay buffer
     :param n_batches: number of updates
     :param batch_size: B, samples in each update
-    :param gamma: γ, the discount of transitions that don't bring their own
+    :param gamma: γ, the discount of transitions that do not have their own
     :param env: associated VecNormalize, to normalize observations and rewards
-    :param device: where the batches are wanted
-    :param reward_scale: what rewards are divided by
-    :param check: called with each sample, on the CPU, to raise if it can't be used
+    :param device: the device to move the batches to
+    :param reward_scale: divisor of the rewards
+    :param check: a function that is called with each sample, on the CPU, and raises an error if the sample is unusable
     :return: the batches, each with its ``discounts``
     """
     n_at_once = max(1, MAX_SAMPLE_BYTES // (batch_size * transition_bytes(buffer))) if type(buffer) in JOINT_BUFFERS else 1
@@ -138,11 +147,11 @@ def sample_batches(
 
 def sample_on_cpu(buffer: ReplayBuffer, n_transitions: int, env: VecNormalize | None) -> Batch:
     """
-    Sample where the transitions are, so that they can be checked without waiting for the accelerator.
+    Sample on the CPU, so that the sample can be checked without waiting for the accelerator.
 
-    :param buffer: the replay buffer, whose ``device`` stays what it is
+    :param buffer: the replay buffer; its ``device`` is restored afterwards
     :param n_transitions: number of transitions
-    :param env: associated VecNormalize, to normalise observations and rewards
+    :param env: associated VecNormalize, to normalize observations and rewards
     :return: the transitions, on the CPU
     """
     device_before, buffer.device = buffer.device, th.device("cpu")
@@ -154,12 +163,13 @@ def sample_on_cpu(buffer: ReplayBuffer, n_transitions: int, env: VecNormalize | 
 
 def check_form(buffer: ReplayBuffer, sample: Any) -> None:
     """
-    Check what a buffer of the user's own returns, as rewards of shape ``(B,)`` would be added to values of shape ``(B, 1)``
-    without an error.
+    Check the form of a sample from a custom replay buffer.
+
+    PyTorch would add rewards of shape ``(B,)`` to values of shape ``(B, 1)`` without an error.
 
     :param buffer: the replay buffer
-    :param sample: what its ``sample`` returned
-    :raises ValueError: if it is no sample, or its parts are not tensors of the right shapes
+    :param sample: the return value of its ``sample``
+    :raises ValueError: if it is not a sample, or its parts are not tensors of the right shapes
     """
     returned = f"{type(buffer).__name__}.sample() returned"
     if not hasattr(sample, "_asdict"):
@@ -175,14 +185,16 @@ def check_form(buffer: ReplayBuffer, sample: Any) -> None:
         if getattr(sample, name).shape != (n, 1) or n == 0:
             raise ValueError(
                 f"{returned} {name} of shape {tuple(getattr(sample, name).shape)} with {n} action(s); it must return at least "
-                "one transition, and one number for each in a column, of shape (n, 1)."
+                f"one transition, and {name} of shape (n, 1) for n transitions."
             )
 
 
 def transition_bytes(buffer: ReplayBuffer) -> int:
     """
+    Count the bytes of one sampled transition.
+
     :param buffer: a replay buffer
-    :return: bytes of one sampled transition
+    :return: the number of bytes
     """
     space = buffer.observation_space
     parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
@@ -192,11 +204,11 @@ def transition_bytes(buffer: ReplayBuffer) -> int:
 
 def move(sample: Batch, device: th.device) -> Batch:
     """
-    Move a sample to the device in one transfer, for which the host does not wait.
+    Move a sample to the device in one transfer, without making the host wait.
 
     :param sample: the sample, usually on the CPU
-    :param device: where it is wanted
-    :return: the sample there
+    :param device: the device to move it to
+    :return: the sample on that device
     """
     tensors = tensors_of(sample)
     if device.type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
@@ -209,10 +221,10 @@ def move(sample: Batch, device: th.device) -> Batch:
 
 def tensors_of(batch: Batch) -> list[th.Tensor]:
     """
-    List the tensors of a batch or a sample, those of Dict observations one by one.
+    List the tensors of a batch or a sample.
 
     :param batch: the batch, with its ``discounts``
-    :return: its tensors
+    :return: its tensors; Dict observations contribute one for each key
     """
     fields: Sequence[Any] = batch
     return [tensor for field in fields for tensor in (field.values() if isinstance(field, dict) else [field])]
@@ -220,10 +232,10 @@ def tensors_of(batch: Batch) -> list[th.Tensor]:
 
 def with_tensors(batch: Batch, tensors: Sequence[th.Tensor]) -> Batch:
     """
-    Put other tensors in the place of a batch's own.
+    Replace the tensors of a batch.
 
     :param batch: the batch
-    :param tensors: the tensors, in the order of :func:`tensors_of`
+    :param tensors: the new tensors, in the order of :func:`tensors_of`
     :return: a batch of the same form
     """
     left, fields = iter(tensors), cast(Sequence[Any], batch)
@@ -233,11 +245,11 @@ def with_tensors(batch: Batch, tensors: Sequence[th.Tensor]) -> Batch:
 
 def pack(tensors: Sequence[th.Tensor], pinned: bool) -> tuple[th.Tensor, list[int]]:
     """
-    Copy tensors into one, byte by byte.
+    Copy the bytes of several tensors into one tensor.
 
     :param tensors: tensors on the CPU
     :param pinned: whether to pack them into pinned memory
-    :return: the bytes, and where each tensor begins in them, aligned for any type
+    :return: the bytes, and the index at which each tensor begins, aligned for any type
     """
     places, end = [], 0
     for tensor in tensors:
@@ -253,8 +265,8 @@ def unpack(packed: th.Tensor, places: Sequence[int], like: Sequence[th.Tensor]) 
     """
     View packed bytes as tensors.
 
-    :param packed: what :func:`pack` returned, on any device
-    :param places: where each tensor begins
+    :param packed: the bytes that :func:`pack` returned, on any device
+    :param places: the index at which each tensor begins
     :param like: tensors of the same types and shapes
     :return: the tensors, as views
     """
@@ -265,8 +277,10 @@ def unpack(packed: th.Tensor, places: Sequence[int], like: Sequence[th.Tensor]) 
 
 def split(field: Any, n_batches: int) -> Sequence[Any]:
     """
-    Deal a part of a sample out to batches in turns, as buffers may have ordered it: first the relabelled transitions of
-    ``HerReplayBuffer``, say, and then the others.
+    Split one field of a sample into batches, dealing out its rows in turns.
+
+    Each batch then gets its share of every kind of row, even if the buffer orders them: ``HerReplayBuffer`` returns the
+    relabeled transitions after the others.
 
     :param field: ``(n_batches * B, ...)``, or a dict of such tensors
     :param n_batches: number of batches

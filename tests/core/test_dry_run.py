@@ -54,9 +54,9 @@ def of_policy(**policy_kwargs):
         (of_policy(optimizer_kwargs=dict(capturable=True)), "An update fails with .*capturable"),
         (of_policy(optimizer_kwargs=dict(differentiable=True)), "An update fails with .*\n.*optimizer_kwargs"),
         (of_policy(features_extractor_class=WrongWidth), "An update fails with .*\n.*features_extractor_class"),
-        (of_policy(activation_fn=nn.Linear), "activation_fn=.*Linear.* makes no activation: TypeError"),
+        (of_policy(activation_fn=nn.Linear), "activation_fn=.*Linear.* does not create an activation: TypeError"),
         (of_policy(activation_fn=nn.GLU), r"activation_fn=.*GLU.* turns 16 features into \(8,\)"),
-        (of_policy(activation_fn=nn.LazyBatchNorm1d), "activation_fn=.*LazyBatchNorm1d.* makes no activation"),
+        (of_policy(activation_fn=nn.LazyBatchNorm1d), "activation_fn=.*LazyBatchNorm1d.* does not create an activation"),
         (of_policy(activation_fn=dict(pi=nn.ReLU, qf=nn.GLU)), "activation_fn=.*GLU"),
         (
             dict(optimize_memory_usage=True, buffer_size=1, replay_buffer_kwargs=dict(handle_timeout_termination=False)),

@@ -389,7 +389,7 @@ def test_a_cache_that_becomes_a_file_is_named_and_the_updates_run_eagerly(tmp_pa
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("4 2 value_gradients could not be compiled"), run.stdout
-    assert f"delete {str(cache)!r}, which PyTorch then makes anew" in run.stdout and "File exists" in run.stdout
+    assert f"delete {str(cache)!r}, which PyTorch then creates again" in run.stdout and "File exists" in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_network(part, optimizer):
         policy_kwargs=dict(net_arch=[16], activation_fn=activation_fn, **optimizer),
     )
     before = parameters(model.learn(200))
-    with pytest.raises(ValueError, match=r"a gradient of updates 1 to 3 \(environment step 400\) is not finite, although all"):
+    with pytest.raises(ValueError, match=r"A gradient of updates 1 to 3 \(environment step 400\) is not finite, although all"):
         model.learn(200, reset_num_timesteps=False)
     assert all(value.isfinite().all() for value in parameters(model).values())
     assert all(value.isfinite().all() for value in moments(model).values())
@@ -157,7 +157,7 @@ def test_an_action_that_is_not_finite_is_neither_returned_nor_played():
         model.predict(np.full_like(obs, np.nan))
     model.actor.velocity_net[0].bias.data[:] = np.nan
     for predict in (model.predict, model.policy.predict, model.actor.predict):
-        with pytest.raises(ValueError, match=r"parameters of the policy are not finite, the first of 1 being .*velocity_net"):
+        with pytest.raises(ValueError, match=r"1 parameter\(s\) of the policy are not finite; the first is .*velocity_net"):
             predict(obs)
     n_transitions = model.replay_buffer.size()
     with pytest.raises(ValueError, match="The action holds"):

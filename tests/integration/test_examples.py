@@ -50,7 +50,7 @@ def test_train_mujoco(tmp_path):
     assert (tmp_path / "flowrl-InvertedPendulum-v5.zip").exists()
     # a video where something can render it, and else the reason why not
     video = tmp_path / "video" / "flowrl-episode-0.mp4"
-    assert ("Video: " in output and video.exists()) or "No video, as nothing could" in output
+    assert ("Video: " in output and video.exists()) or "No video, because nothing could" in output
 
 
 @pytest.mark.parametrize("algo", ["flowrl", pytest.param("sac", marks=pytest.mark.slow)])

@@ -379,8 +379,8 @@ def test_tune_knows_when_rl_zoo3_begins_to_prune(pruner, evaluations):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--timesteps", "25000", "--learning-starts", "5000"], "after 5000 steps .* for --evaluations 6 or --pruner none"),
-        (["--timesteps", "12000", "--learning-starts", "5000"], "--learning-starts 5000: ask for --pruner none"),
+        (["--timesteps", "25000", "--learning-starts", "5000"], "after 5000 steps, .* use --evaluations 6 or --pruner none"),
+        (["--timesteps", "12000", "--learning-starts", "5000"], "--learning-starts 5000: use --pruner none"),
         (["--timesteps", "25000", "--learning-starts", "25000"], "leaves nothing of --timesteps 25000"),
         (["--evaluations", "0"], "--evaluations 0 is not between 1 and"),
     ],
