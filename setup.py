@@ -31,6 +31,8 @@ class DistributionWithStartupFiles(Distribution):
 examples = ["tqdm", "rich", "matplotlib", "moviepy"]
 # What sb3_flowrl.safe needs
 safe = ["safetensors>=0.4.2"]
+# What `make docs` needs
+docs = ["sphinx>=8.1", "myst-parser>=4", "furo>=2024.8.6"]
 # What sb3_flowrl.export needs
 onnx = ["onnx>=1.18", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
 mujoco = [
@@ -89,7 +91,7 @@ setup(
         "all-envs": [*mujoco, *dmc, *myosuite],
         "zoo": zoo,
         "ray": ray,
-        "docs": ["pdoc>=15"],  # make docs
+        "docs": docs,
         "safe": safe,
         "onnx": onnx,
         "examples": examples,
@@ -106,6 +108,7 @@ setup(
             *ray,  # and with it zoo
             *safe,
             *onnx,
+            *docs,
         ],
     },
     classifiers=[
