@@ -32,6 +32,17 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 
+
+def skip_field_numbers(app, what, name, documented, skip, options):
+    """Skip the fields of named tuples, which the docstring of the class describes."""
+    return True if str(getattr(documented, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def setup(app):
+    """Register what this file adds to autodoc."""
+    app.connect("autodoc-skip-member", skip_field_numbers)
+
+
 html_theme = "furo"
 html_title = f"sb3-flowrl {version}"
 html_static_path = ["_static"]

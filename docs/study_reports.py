@@ -1,8 +1,8 @@
 """
 Sphinx extension: the reports in ``studies/results`` as pages of the site.
 
-It writes ``docs/reports/STUDY.md`` (which git ignores) from ``studies/results/STUDY/report.md``. Links that other pages have to such
-a report lead to its page. So the links work on the site and in the repository.
+It writes ``docs/reports/STUDY.md``, which git ignores, from ``studies/results/STUDY/report.md``. Other pages link to the
+report; on the site such a link leads to the page.
 """
 
 import os
@@ -84,13 +84,26 @@ def lead_to_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = lead_links(source[0], folder, folder)
 
 
+def lead_included(app: Sphinx, path: Path, docname: str, source: list[str]) -> None:
+    """
+    Change the links of a text that a page of this folder includes.
+
+    :param app: Sphinx's application
+    :param path: where the text is from, relative to this folder
+    :param docname: the page's name
+    :param source: the text, in a list of one
+    """
+    source[0] = lead_links(source[0], (DOCS / path).parent, DOCS)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """
-    Register the two steps.
+    Register the steps.
 
     :param app: Sphinx's application
     :return: what Sphinx asks of an extension
     """
     app.connect("builder-inited", write_pages)
     app.connect("source-read", lead_to_pages)
+    app.connect("include-read", lead_included)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
