@@ -32,7 +32,6 @@ device-dry-run:
 report:
 	python -m benchmarks.study report
 
-# The API's pages, from the docstrings, in build/docs
+# The documentation site, in build/docs; warnings are errors
 docs:
-	pdoc --docformat restructuredtext --math -o build/docs \
-		sb3_flowrl sb3_flowrl.{losses,flow,guidance,update,networks,callbacks,diagnostics,instruments,checkpoint,safe,export,envs,zoo}
+	python -m sphinx -W --keep-going -b html docs build/docs
