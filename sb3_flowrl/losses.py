@@ -12,7 +12,7 @@ import torch as th
 
 #: Smallest distance of two actions in :func:`log_spread`, whose logarithm would otherwise be infinite for equal actions.
 SPREAD_FLOOR = 0.02
-#: -E[log |z|] for the difference z of two samples of N(0, 1): half of Euler's constant.
+#: ``-E[log |z|]`` for the difference z of two samples of N(0, 1): half of Euler's constant.
 GAUSSIAN_OFFSET = 0.5 * 0.5772156649015329
 
 
