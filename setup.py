@@ -27,7 +27,7 @@ class DistributionWithStartupFiles(Distribution):
     has_data = has_data_files
 
 
-# What examples/ and benchmarks/ need besides: the progress bar, plots, videos
+# What examples/, benchmarks/ and studies/ need besides: the progress bar, plots, videos
 examples = ["tqdm", "rich", "matplotlib", "moviepy"]
 # What sb3_flowrl.safe needs
 safe = ["safetensors>=0.4.2"]
@@ -58,7 +58,7 @@ zoo = [
     # Optuna's plots
     "plotly",
 ]
-# What benchmarks/study needs besides the extra zoo, whose rl_zoo3[plots] brings rliable: the runs, and the report's page
+# What studies/ needs besides the extra zoo, whose rl_zoo3[plots] brings rliable: the runs, and the report's page
 ray = ["ray>=2.40,<3", "pydantic>=2,<3", "filelock", "rich", "markdown-it-py>=3,<5", *zoo]
 
 setup(
@@ -96,7 +96,7 @@ setup(
         "tests": [
             "pytest",
             "hypothesis",
-            "sb3-contrib",  # what benchmarks/ compare with
+            "sb3-contrib",  # what benchmarks/ and studies/ compare with
             "gymnasium[classic-control]",
             "mypy>=1.9.0,<3",
             "ruff>=0.5.6",
