@@ -96,6 +96,11 @@ def test_file_that_is_no_study(tmp_path, text, message):
         load_study(path)
 
 
+def test_older_definition_may_name_a_package_by_its_former_path(tmp_path):
+    study = make_study(tmp_path, gym_packages=["benchmarks.study.worth"], environments=["worth/two-ways-v0"])
+    assert study.gym_packages == ["studies.worth"] and study.runs()[0].gym_packages == ("studies.worth",)
+
+
 def test_unknown_study_is_answered_with_those_there_are():
     with pytest.raises(StudyError, match=r"no study 'smok'.*part1, .*smoke"):
         find_study("smok")
@@ -132,7 +137,7 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
 @pytest.mark.parametrize("name", ["part1", "diagnosis", "precision", "ablations", "extras", "paper"])
 def test_studies_of_the_papers_constants_say_what_they_are(name):
     """Whatever the defaults are or become."""
-    former = dict(learning_rate=3e-4, spread_coef=0.0)
+    former = dict(learning_rate=3e-4, spread_coef=0.0, actor_tau=None)
     former |= {key: value for key, value in what_none_means(FORMER).items() if key != "policy_kwargs.net_arch"}
     for run in load_study(find_study(name)).runs():
         if run.algo == "flowrl":

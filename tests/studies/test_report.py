@@ -12,8 +12,10 @@ import pytest
 from scipy.stats import trim_mean
 
 from studies import estimates
+from studies import figures as figures_module
 from studies.__main__ import main
 from studies.estimates import choose_block, compute, interval_of_mean
+from studies.figures import MAX_SVG_BYTES
 from studies.finished import collect
 from studies.records import Folders, write_atomically
 from studies.report import write_report
@@ -286,6 +288,20 @@ def test_instruments_are_reported_where_there_are_some(tmp_path, folders):
     assert [each.tolist() for each in first.measured("action_spread")] == [[200, 600], [0.5, 0.25]]
     assert first.measured("q_bias")[0].size == second.measured("q_bias")[0].size == 0
     assert (folders.results / study.name / "figures" / "instruments.svg").exists()
+
+
+def test_figure_that_would_be_a_large_svg_is_a_png(tmp_path, folders, monkeypatch):
+    study = make(tmp_path, folders)
+    figures = folders.results / study.name / "figures"
+    endings = []
+    for limit in (MAX_SVG_BYTES, 0, MAX_SVG_BYTES):
+        monkeypatch.setattr(figures_module, "MAX_SVG_BYTES", limit)
+        markdown, html = pages(study, folders)
+        names = sorted(path.name for path in figures.iterdir())
+        assert len(names) == 5 and all(f"](figures/{name})" in markdown for name in names)
+        assert html.count('src="data:image/') == 5 == html.count(f"data:image/{'png' if limit == 0 else 'svg+xml'};base64,")
+        endings.append({Path(name).suffix for name in names})
+    assert endings == [{".svg"}, {".png"}, {".svg"}]
 
 
 def test_comparisons_have_a_figure_each(tmp_path, folders):

@@ -1,7 +1,6 @@
 """The studies of what the flow is worth: the Gaussian twin, plain imitation, and tasks with several equally good ways."""
 
 import copy
-import importlib
 import itertools
 import json
 import math
@@ -30,16 +29,13 @@ from studies.records import Folders, write_atomically
 from studies.report import write_report
 from studies.run import execute
 from studies.study import StudyError, find_study, load_study
+from studies.worth import GaussianTwin, imitation_guidance
+from studies.worth.environments import GOAL_REWARD, MultiGoalEnv, TwoWaysEnv
 from tests.models import SMALL, assert_same, batch_of, moments, noise_of, parameters
 from tests.studies.made_up import finish, make_study
 
 PACKAGES = ["studies.worth"]
-# By the name by which studies import it; mypy knows these files by another
-worth: Any = importlib.import_module(PACKAGES[0])
-environments: Any = importlib.import_module(f"{PACKAGES[0]}.environments")
-GaussianTwin, imitation_guidance = worth.GaussianTwin, worth.imitation_guidance
 del GUIDANCES["imitation"]  # for other tests; those here get it from a fixture
-GOAL_REWARD, MultiGoalEnv, TwoWaysEnv = environments.GOAL_REWARD, environments.MultiGoalEnv, environments.TwoWaysEnv
 MULTI_GOAL, TWO_WAYS = "worth/multi-goal-v0", "worth/two-ways-v0"
 TWIN = dict(algo="flowrl_gaussian", hyperparameters=dict(w2_coef=0.0))
 
