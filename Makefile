@@ -1,5 +1,5 @@
 SHELL = /bin/bash
-LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ setup.py
+LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ studies/ setup.py
 
 .PHONY: test test-slow lint type format study report docs device-dry-run
 
@@ -20,17 +20,17 @@ format:
 	ruff check --fix $(LINT_PATHS)
 	black $(LINT_PATHS)
 
-# The runs of a study that are not finished, and its report, in which a run that failed is named
+# Do the unfinished runs of a study, then make its report, which names the runs that failed
 study:
-	python -m benchmarks.study run $(STUDY); finished=$$?; python -m benchmarks.study report $(STUDY) && exit $$finished
+	python -m studies run $(STUDY); finished=$$?; python -m studies report $(STUDY) && exit $$finished
 
 # What a machine with a GPU is asked, on a CPU and small
 device-dry-run:
 	PYTHON=python benchmarks/device.sh build/device-dry-run --dry-run
 
-# All reports anew, from the files in docs/results alone
+# Make all reports from the files in studies/results alone; report.html of each study is not in the repository
 report:
-	python -m benchmarks.study report
+	python -m studies report
 
 # The documentation site, in build/docs; warnings are errors
 docs:

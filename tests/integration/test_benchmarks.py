@@ -268,16 +268,3 @@ def test_trace_summary_of_a_cpu_is_all_zeros(benchmarks):
 
     summary = summarize([traced("aten::mm", "cpu_op", 0, 100)], n_updates=1)
     assert not any(summary.values())
-
-
-@pytest.mark.slow
-def test_an_actor_is_compared_with_its_averages(tmp_path):
-    path = tmp_path / "returns.json"
-    options = "Pendulum-v1 --steps 60 --every 30 --episodes 2 --learning-starts 20 --precision float32".split()
-    command = [sys.executable, str(ROOT / "benchmarks" / "averaged_actor.py"), *options, "--output", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    first, last = json.loads(path.read_text())
-    assert first["step"] == 30 and last["step"] == 60
-    assert first["raw"] != last["raw"] and last["raw"] != last["0.01"]
-    assert result.stdout.splitlines()[-6].startswith("raw ")

@@ -1,6 +1,5 @@
 """The examples run, and show what they say."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,18 +50,3 @@ def test_train_mujoco(tmp_path):
     # a video where something can render it, and else the reason why not
     video = tmp_path / "video" / "flowrl-episode-0.mp4"
     assert ("Video: " in output and video.exists()) or "No video, because nothing could" in output
-
-
-@pytest.mark.parametrize("algo", ["flowrl", pytest.param("sac", marks=pytest.mark.slow)])
-def test_learning_curves(algo, tmp_path):
-    script = ROOT / "benchmarks" / "learning_curves.py"
-    common = ["--results", str(tmp_path)]
-    run = ["run", "--algo", algo, "--env", "Pendulum-v1", "--steps", "30", "--eval-freq", "10", "--episodes", "2", *common]
-    run_script(script, *run)
-    record = json.loads((tmp_path / f"Pendulum-v1_{algo}_seed0.json").read_text())
-    assert record["finished"] and [point["step"] for point in record["curve"]] == [10, 20, 30]
-    assert all(len(point[mode]) == 2 for point in record["curve"] for mode in ("deterministic", "stochastic"))
-    assert "is finished" in run_script(script, *run)
-    table = run_script(script, "report", "--at", "10", "30", *common)
-    assert f"| {algo} seed 0 | stochastic | -" in table
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,54 @@
+"""Test what the repository holds of the studies' results."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from studies.figures import MAX_SVG_BYTES
+from studies.records import RESULTS, ROOT, Folders
+from studies.report import write_report
+from studies.study import load_study
+
+
+def drawn_by_this_matplotlib(path: Path) -> bool:
+    return f"Matplotlib v{matplotlib.__version__}," in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_report_made_again_changes_nothing(tmp_path):
+    name = "swimmer"
+    kept, again = RESULTS / name, tmp_path / name
+    shutil.copytree(kept, again)
+    figures = sorted(path.relative_to(again) for path in again.glob("figures/*"))
+    write_report(load_study(again / f"{name}.yml"), Folders(results=tmp_path))
+    assert (again / "report.md").read_text() == (kept / "report.md").read_text()
+    assert sorted(path.relative_to(again) for path in again.glob("figures/*")) == figures
+    for path in figures:
+        # Other versions of matplotlib draw other files from the same numbers
+        assert (again / path).read_bytes() == (kept / path).read_bytes() or not drawn_by_this_matplotlib(kept / path)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.yml")), ids=lambda path: path.stem)
+def test_every_study_with_results_has_a_report(path):
+    assert (path.parent / "report.md").is_file()
+
+
+def test_figures_are_small():
+    sizes = {path: path.stat().st_size for path in RESULTS.rglob("*.svg")}
+    assert sizes and max(sizes.values()) <= MAX_SVG_BYTES
+
+
+def test_git_ignores_html_reports_and_the_smoke_study(tmp_path):
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    written = ["smoke.yml", "report.md", "report.html", "figures/curves.svg", "runs/a.json", "failures/b.txt"]
+    ignored = [f"studies/results/smoke/{path}" for path in written]
+    ignored += ["studies/results/learning/report.html", "runs/study/smoke/a/checkpoints/b"]
+    kept = [f"studies/results/learning/{path}" for path in written if path != "report.html"]
+    listed = subprocess.run(
+        ["git", "check-ignore", *ignored, *kept], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert listed == ignored
