@@ -1,5 +1,5 @@
 SHELL = /bin/bash
-LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ studies/ setup.py
+LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ studies/ docs/ setup.py
 
 .PHONY: test test-slow lint type format study report docs device-dry-run
 

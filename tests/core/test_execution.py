@@ -411,8 +411,9 @@ def test_a_compiler_whose_cache_is_damaged_does_not_end_the_training(error, monk
 def test_an_error_of_the_users_guidance_comes_through(traced):
     model = make_model(compile=True)
     model.guidance = lambda q_behavior, q_policy, w2_coef: q_policy.mean()
-    with pytest.warns(UserWarning, match="could not be compiled"), pytest.raises(
-        ValueError, match="returned weights of shape"
+    with (
+        pytest.warns(UserWarning, match="could not be compiled"),
+        pytest.raises(ValueError, match="returned weights of shape"),
     ):
         model.learn(56)
 

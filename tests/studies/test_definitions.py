@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sb3_flowrl.defaults import FORMER
+from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
 from studies.arguments import resolve
 from studies.cost import LEANRL, MEASURED, describe_cost, estimate_cost, guess_gpu_rates, measured_rates
 from studies.records import (
@@ -19,7 +19,6 @@ from studies.records import (
     write_atomically,
 )
 from studies.study import DEFINITIONS, StudyError, find_study, load_study
-from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
 from tests.studies.made_up import finish, make_study
 
 

@@ -7,7 +7,7 @@ import pytest
 from sb3_flowrl import FlowRL
 
 pytest.importorskip("sphinx")
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(autouse=True)
