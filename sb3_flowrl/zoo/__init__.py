@@ -1,7 +1,7 @@
 """
 FlowRL in rl_zoo3: registration of the algorithm, its hyperparameters and its search space.
 
-Usually the start-up hook (``sb3_flowrl.startup``) does all of it. Where start-up files are not read (``python -S``,
+Usually the start-up hook (``sb3_flowrl.startup``) registers everything. If the hook does not run (``python -S``,
 ``pip install --target``, ``SB3_FLOWRL_NO_ZOO_HOOK=1``), call :func:`register`, or use
 ``python -m sb3_flowrl.zoo train|enjoy|...``, which calls it first.
 """
@@ -18,7 +18,9 @@ ALGO = "flowrl"
 
 def hyperparams_file() -> Path:
     """
-    :return: the packaged ``flowrl.yml``; in a checkout, that of its ``hyperparams`` folder
+    Return the path of FlowRL's hyperparameters.
+
+    :return: the packaged ``flowrl.yml``, or in a checkout the one in its ``hyperparams`` folder
     """
     package = Path(__file__).parent.parent
     packaged = package / "hyperparams" / f"{ALGO}.yml"
@@ -41,7 +43,7 @@ def complete_hyperparams_opt(module: ModuleType) -> None:
 
 
 def complete_exp_manager(module: ModuleType) -> None:
-    """Have ``rl_zoo3.exp_manager`` read our hyperparameters where it would look for a file that rl_zoo3 does not have."""
+    """Make ``rl_zoo3.exp_manager`` read our hyperparameters, because rl_zoo3 has no file for FlowRL."""
     manager: Any = module.ExperimentManager
     original = manager.__init__
     if getattr(original, "completed_by_sb3_flowrl", False):
@@ -54,8 +56,8 @@ def complete_exp_manager(module: ModuleType) -> None:
         if getattr(self, "algo", None) != ALGO:
             return
         if not hasattr(self, "config"):
-            _say_moved(module, "ExperimentManager has no attribute 'config'")
-        # a file that the user named stays, and is missed if it is missing
+            _report_unregistered(module, "ExperimentManager has no attribute 'config'")
+        # a file that the user named stays, so that rl_zoo3 reports it if it is missing
         elif Path(self.config) == default and not default.exists():
             self.config = str(hyperparams_file())
 
@@ -64,7 +66,7 @@ def complete_exp_manager(module: ModuleType) -> None:
 
 
 def complete_push_to_hub(module: ModuleType) -> None:
-    """Give ``huggingface_sb3.push_to_hub`` the function that ``rl_zoo3.push_to_hub`` imports and its version 3.2 renamed."""
+    """Restore a function of ``huggingface_sb3.push_to_hub`` that rl_zoo3 imports and version 3.2 renamed."""
     if not hasattr(module, "generate_metadata"):
         generate = module._generate_metadata
         module.generate_metadata = lambda *args: generate(*args).to_dict()  # type: ignore[attr-defined]
@@ -80,20 +82,21 @@ _COMPLETIONS = {
 
 def complete(module: ModuleType) -> None:
     """
-    Complete one of the modules that the start-up hook waits for. Where it is not as expected, say so in one line: the module
-    works on without FlowRL.
+    Complete one of the modules that the start-up hook waits for.
+
+    If the module is not as expected, print one line that says so. The module then works without FlowRL.
 
     :param module: the module, fully loaded
     """
     try:
         _COMPLETIONS[module.__name__](module)
     except Exception as error:
-        _say_moved(module, f"{type(error).__name__}: {error}")
+        _report_unregistered(module, f"{type(error).__name__}: {error}")
 
 
-def _say_moved(module: ModuleType, what: str) -> None:
+def _report_unregistered(module: ModuleType, reason: str) -> None:
     print(
-        f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({what}); it is made for rl_zoo3 2.9. "
+        f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({reason}). It is made for rl_zoo3 2.9. "
         "SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.",
         file=sys.stderr,
     )
@@ -101,14 +104,16 @@ def _say_moved(module: ModuleType, what: str) -> None:
 
 def register() -> None:
     """
-    Register FlowRL with rl_zoo3. Can be called any number of times, before or after rl_zoo3 is imported.
+    Register FlowRL with rl_zoo3.
+
+    This can be called any number of times, before or after rl_zoo3 is imported.
 
     :raises ImportError: if rl_zoo3 is not installed
     """
     try:
         importlib.import_module("rl_zoo3.exp_manager")
     except ModuleNotFoundError as error:
-        raise ImportError(f"rl_zoo3 can't be imported ({error}); install it with: pip install 'sb3-flowrl[zoo]'") from error
+        raise ImportError(f"rl_zoo3 can't be imported ({error}). Install it with: pip install 'sb3-flowrl[zoo]'") from error
     for name in _COMPLETIONS:
         if name in sys.modules:
             complete(sys.modules[name])
