@@ -1,9 +1,14 @@
 """
-Files of models that were saved before version 0.1. Support for them ends, and this module goes, on 2027-12-01.
+Loading of files that were saved before version 0.1.
 
-Such files differ in four ways. They do not store what the user did not pass, and the defaults have changed since. They lack
-attributes that are newer. Each network of a critic had its own parameters and moments, which are stacked today (see
-``stacked.py``). And policies with Dict observations were built on a space with sorted keys.
+Support for them ends on 2027-12-01. This module will then be removed.
+
+These files differ in four ways:
+
+- They do not store the arguments that the user did not pass, and the defaults have changed since.
+- They lack newer attributes.
+- They store parameters and moments separately for each network of a critic. Today these are stacked (see ``stacked.py``).
+- Their policies with Dict observations were built on a space with sorted keys.
 
 Only ``FlowRL.load``, ``FlowRL.set_parameters`` and ``FlowActorCriticPolicy.load`` call this module.
 """
@@ -23,15 +28,15 @@ from torch import nn
 
 from sb3_flowrl.stacked import StackedActivation, StackedMLP
 
-#: ``networks.<network>.<layer>.<name>``; what is now stacked is called ``networks.<layer>.<name>``
+#: ``networks.<network>.<layer>.<name>``, the old form. Stacked parameters are called ``networks.<layer>.<name>``.
 _OLD_KEY = re.compile(r"networks\.\d+\.\d+\.\w+")
 
 
-#: Attributes that a file may lack, and what stands for them.
+#: Attributes that a file may lack, and the values that are used instead.
 MISSING_ATTRIBUTES: dict[str, Any] = dict(
     spread_coef=0.0, has_sorted_keys=True, scale_rewards=False, delay_behavior=False, actor_tau=None, stores_defaults=True
 )
-#: Arguments of the policy that a file without ``stores_defaults`` does not store, and what stood for them.
+#: Arguments of the policy that a file without ``stores_defaults`` may lack, and their defaults at that time.
 FORMER_POLICY_DEFAULTS: dict[str, Any] = dict(
     net_arch=dict(pi=[512, 512], qf=[512, 512, 512]),
     activation_fn=dict(pi=nn.ELU, qf=nn.GELU),
@@ -42,10 +47,10 @@ FORMER_POLICY_DEFAULTS: dict[str, Any] = dict(
 
 def missing_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
-    List what a file does not store.
+    Return the attributes that a file does not store.
 
     :param path: a file that ``FlowRL.save`` wrote
-    :return: the attributes that it lacks, by name, for the keyword arguments of SB3's ``load``
+    :return: their values by name, for the keyword arguments of SB3's ``load``
     """
     saved = _saved_json(path)
     return {name: value for name, value in MISSING_ATTRIBUTES.items() if name not in saved}
@@ -53,17 +58,17 @@ def missing_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
 
 def former_objects(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
-    Write out the defaults that a file relies on.
+    Return the former defaults that a file relies on.
 
     :param path: a file that ``FlowRL.save`` wrote
-    :return: what to put in the place of saved objects, for ``custom_objects`` of SB3's ``load``
+    :return: objects that replace the saved ones, for ``custom_objects`` of SB3's ``load``
     """
     saved = _saved_json(path)
     # Version 0.1 stored `has_former_defaults`, which was False for its own models
     if not saved or "stores_defaults" in saved or saved.get("has_former_defaults", True) is False:
         return {}
     parts = json_to_data(json.dumps({name: saved[name] for name in ("policy_class", "policy_kwargs") if name in saved}))
-    if not {"policy_class", "policy_kwargs"} <= parts.keys():  # SB3 says which can't be loaded
+    if not {"policy_class", "policy_kwargs"} <= parts.keys():  # SB3 reports which one can't be loaded
         return {}
     policy_class, given = parts["policy_class"], parts["policy_kwargs"]
     optimizer_class = given.get("optimizer_class", th.optim.Adam)
@@ -72,7 +77,7 @@ def former_objects(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         del former["optimizer_kwargs"]
     own_defaults = inspect.signature(policy_class).parameters
     for name in list(former):
-        if name in own_defaults and own_defaults[name].default is not None:  # of a policy class of the user's
+        if name in own_defaults and own_defaults[name].default is not None:  # the default of a custom policy class
             del former[name]
     return dict(policy_kwargs={**given, **{name: value for name, value in former.items() if given.get(name) is None}})
 
@@ -89,7 +94,7 @@ def policy_arguments(saved: dict[str, Any]) -> dict[str, Any]:
 
 def stacked_parameters(policy: nn.Module, params: dict[str, Any]) -> dict[str, Any]:
     """
-    Stack the parameters and moments of separate networks. What is stacked already is left alone.
+    Stack the parameters and moments of separate networks. Those that are already stacked stay as they are.
 
     :param policy: the policy that will be loaded
     :param params: state dicts by the name of the object, as ``FlowRL.get_parameters`` returns them
@@ -122,43 +127,51 @@ def stacked_policy_state(policy: nn.Module, state_dict: dict[str, Any]) -> dict[
 
 def has_unsorted_keys(space: spaces.Space) -> bool:
     """
+    Tell whether an observation space is a Dict with keys that gymnasium would sort.
+
     :param space: an observation space
-    :return: whether it is a Dict whose keys gymnasium would sort
+    :return: whether sorting changes the order of its keys
     """
     return isinstance(space, spaces.Dict) and list(space.spaces) != list(with_sorted_keys(space).spaces)
 
 
 def with_sorted_keys(space: spaces.Dict) -> spaces.Dict:
     """
-    Sort the keys of an observation space. The first layer of old policies takes its features in this order.
+    Sort the keys of an observation space.
+
+    The first layer of old policies takes its features in this order.
 
     :param space: the environment's observation space
     :return: the same space with its keys sorted
     """
     try:
         return spaces.Dict(sorted(space.spaces.items(), key=lambda item: item[0]))
-    except TypeError:  # keys that can't be compared stayed in their order
+    except TypeError:  # keys that can't be compared kept their order
         return space
 
 
 def was_made_with_sorted_keys(path: str | Path | io.BufferedIOBase) -> bool:
     """
+    Tell whether a file's networks were built on a space with sorted keys, see :func:`with_sorted_keys`.
+
     :param path: a file that ``FlowRL.save`` wrote
-    :return: whether its networks were built on :func:`with_sorted_keys`
+    :return: whether they were
     """
     return bool(_saved_json(path).get("has_sorted_keys", True))
 
 
 def read_saved_names(path: str | Path | io.BufferedIOBase) -> set[str]:
     """
+    List the names of the attributes in a file.
+
     :param path: a file that ``FlowRL.save`` wrote
-    :return: the names of the attributes in it
+    :return: the names
     """
     return set(_saved_json(path))
 
 
 def _saved_json(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
-    """The attributes as JSON, without unpickling any. Where there are none, SB3 says what is wrong with the file."""
+    """Read a file's attributes as JSON, without unpickling. If there are none, SB3 says what is wrong with the file."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
@@ -172,10 +185,10 @@ def _saved_json(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
 
 def stack_state_dict(networks: StackedMLP, state_dict: dict[str, Any], prefix: str) -> None:
     """
-    Stack, in place, the parameters of separate networks. What is stacked already is left alone.
+    Stack the parameters of separate networks in place. Those that are already stacked stay as they are.
 
     :param networks: the stack that will be loaded
-    :param state_dict: the state of what holds it, and perhaps of other modules
+    :param state_dict: the state of the module that holds the stack, and perhaps of other modules
     :param prefix: the beginning of the names, up to ``networks``
     """
     old_keys = [key for key in state_dict if key.startswith(prefix) and _OLD_KEY.fullmatch(key[len(prefix) :])]
@@ -189,15 +202,15 @@ def stack_state_dict(networks: StackedMLP, state_dict: dict[str, Any], prefix: s
 
 def stack_optimizer_state(networks: StackedMLP, optimizer: th.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """
-    Stack what an optimiser remembers of separate networks. What is stacked already is left alone.
+    Stack what an optimizer stores for separate networks. What is already stacked stays as it is.
 
-    :param networks: the stack whose parameters are the optimiser's last
-    :param optimizer: the optimiser that will be loaded
-    :param saved: the saved state of an optimiser
+    :param networks: the stack; its parameters are the optimizer's last ones
+    :param optimizer: the optimizer that will be loaded
+    :param saved: the saved state of an optimizer
     :return: the state to load in its place
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    n_others = len(parameters) - len(list(networks.parameters()))  # of a features extractor
+    n_others = len(parameters) - len(list(networks.parameters()))  # those of a features extractor
     groups = [[index] for index in range(n_others)]
     groups += [[n_others + index for index in group] for group in _origins(networks)]
     (saved_group,) = saved["param_groups"] if len(saved["param_groups"]) == 1 else ({"params": []},)
@@ -212,7 +225,11 @@ def stack_optimizer_state(networks: StackedMLP, optimizer: th.optim.Optimizer, s
 
 
 def _origins(networks: StackedMLP) -> list[list[int]]:
-    """For each parameter of a stack, which of the separate networks' parameters, counted through them all, it is made of."""
+    """
+    List, for each parameter of a stack, the parameters of the separate networks that it is made of.
+
+    They are numbered through all networks: the first network's parameters come first.
+    """
     per_network = [
         len(list(layer.layers[0].parameters() if isinstance(layer, StackedActivation) else layer.parameters()))
         for layer in networks
@@ -221,7 +238,7 @@ def _origins(networks: StackedMLP) -> list[list[int]]:
     groups, offset = [], 0
     for layer, count in zip(networks, per_network, strict=True):
         stacks = [[start[offset + index] for start in starts] for index in range(count)]
-        if isinstance(layer, StackedActivation):  # which holds its networks' parameters one by one
+        if isinstance(layer, StackedActivation):  # it holds its networks' parameters one by one
             stacks = [[stack[network]] for network in range(networks.n_networks) for stack in stacks]
         groups += stacks
         offset += count
@@ -229,7 +246,7 @@ def _origins(networks: StackedMLP) -> list[list[int]]:
 
 
 def _stack(values: list[Any], parameter: nn.Parameter) -> Any:
-    """Adam's number of steps, for one, is the same for all networks."""
+    """Stack the values of separate networks, or take the first if all are the same, such as Adam's number of steps."""
     is_stackable = isinstance(values[0], th.Tensor) and values[0].dim() == parameter.dim() - 1 and values[0].dim() > 0
     return th.stack(values) if is_stackable else values[0]
 

@@ -1,5 +1,7 @@
 """
-Checkpoints of whole runs: written so that no crash damages one, read so that the run goes on bit for bit.
+Checkpoints of whole runs.
+
+A crash never damages a checkpoint, and a run that is resumed from one continues bit for bit.
 """
 
 from sb3_flowrl.checkpoint.callback import ResumableCheckpointCallback

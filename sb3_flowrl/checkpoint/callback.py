@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 class ResumableCheckpointCallback(BaseCallback):
     """
-    Save checkpoints from which ``FlowRL.load_checkpoint`` goes on bit for bit, see ``FlowRL.save_checkpoint``.
+    Save checkpoints from which ``FlowRL.load_checkpoint`` continues a run bit for bit.
 
-    A checkpoint is due every ``save_freq`` steps, and taken when next all environments end an episode together, before the
-    next rollout. One more is taken when training ends. A checkpoint that can't be written is warned about and tried again when
-    the next is due; training goes on.
+    A checkpoint is due every ``save_freq`` steps. It is saved between two rollouts, the next time that all environments end an
+    episode together. One more is saved when training ends. If a checkpoint can't be written, the callback warns, training
+    continues, and it tries again when another is due. See ``FlowRL.save_checkpoint`` for what a checkpoint holds.
 
-    If the environments don't all end an episode together within another ``save_freq`` steps, the checkpoint is taken anyway,
-    and the episodes under way end there, as by a time-out. A warning says so the first time. From then on this happens only
-    when every environment has ended an episode since the last checkpoint, so that each of them gets to finish episodes.
-    Checkpoints may then be as far apart as the longest episodes are long; if episodes never end, the next one is taken when
-    training ends. If all episodes are equally long, a ``save_freq`` of at least their length times the number of environments
-    avoids all this.
+    If the environments don't all end an episode together within another ``save_freq`` steps, the checkpoint is saved anyway.
+    Unfinished episodes are then truncated, as a time limit would do. A warning says so the first time. From then on, such a
+    checkpoint waits until every environment has ended an episode since the last checkpoint, so that each of them can finish
+    episodes. Checkpoints may then be as far apart as the longest episodes. If episodes never end, the next checkpoint is saved
+    when training ends. If all episodes have the same length, a ``save_freq`` of at least this length times the number of
+    environments avoids all this.
 
-    The folder belongs to one run. While it trains, no other process can write there, and a run that was begun afresh, or with
-    other arguments, is refused.
+    The folder belongs to one run. While that run trains, no other process can write to the folder. A newly started run is
+    refused, and so is one with other arguments.
 
-    :param folder: where the checkpoints are
-    :param save_freq: environment steps, of all environments together, between checkpoints
-    :param keep: how many of the newest whole checkpoints stay
-    :param verbose: Verbosity level: 0 for no output, 2 for indicating when saving a checkpoint
-    :raises CheckpointError: when training starts, if nothing can be written to the folder, another process writes there, it
-        holds another run's checkpoints, or something in the run can't be pickled
+    :param folder: folder of the run's checkpoints
+    :param save_freq: environment steps between checkpoints, counted over all environments
+    :param keep: number of newest complete checkpoints to keep
+    :param verbose: Verbosity level: 0 for no output, 2 for a line about each saved checkpoint
+    :raises CheckpointError: when training starts, if the folder can't be written to, another process writes there, it holds
+        another run's checkpoints, or something in the run can't be pickled
     """
 
     model: "FlowRL"
@@ -71,7 +71,7 @@ class ResumableCheckpointCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # The only moment at which all of a step is done: its transition is stored, and its updates are made
+        # Only here is a step complete: its transition is stored and its updates are done
         waiting = self.num_timesteps - self.last_saved
         if waiting < self.save_freq:
             return
@@ -97,24 +97,24 @@ class ResumableCheckpointCallback(BaseCallback):
         length = max([episode_limit(self.model.env) or 0, *lengths])
         if self.have_ended.all():
             advice = (
-                "Episodes end at different times, or in the midst of a rollout (train_freq="
-                f"{self.model.train_freq.frequency}); a larger save_freq makes this rarer."  # type: ignore[union-attr]
+                "Episodes end at different times, or in the middle of a rollout (train_freq="
+                f"{self.model.train_freq.frequency}). A larger save_freq makes this rarer."  # type: ignore[union-attr]
             )
         elif length > 0:
             advice = (
-                f"For episodes of up to {length} steps in {n_envs} environment(s), save_freq would have to be at least "
+                f"To avoid this with episodes of up to {length} steps in {n_envs} environment(s), set save_freq to at least "
                 f"{length * n_envs}."
             )
         else:
             advice = (
-                f"save_freq would have to be at least the length of an episode, which is not known, times the {n_envs} "
-                f"environment(s), so more than {2 * self.save_freq}."
+                "To avoid this, set save_freq to at least the length of an episode times the number of environments "
+                f"({n_envs}). The length is not known, but the product is more than {2 * self.save_freq}."
             )
         warnings.warn(
-            f"The checkpoint at step {self.num_timesteps} ends episodes under way, as by a time-out: since it was due "
-            f"(save_freq={self.save_freq}) there was no moment between the episodes of all environments. {advice} From now on "
-            "this happens only when every environment has ended an episode since the last checkpoint, so checkpoints may be "
-            "further apart."
+            f"The checkpoint at step {self.num_timesteps} truncates unfinished episodes, as a time limit would. Since it was "
+            f"due (save_freq={self.save_freq}), the environments have not all ended an episode together. {advice} From now "
+            "on, this happens only when every environment has ended an episode since the last checkpoint, so checkpoints may "
+            "be further apart."
         )
 
     def _save(self) -> None:
@@ -122,7 +122,7 @@ class ResumableCheckpointCallback(BaseCallback):
         try:
             path = self.model.save_checkpoint(self.folder, self.keep)
         except CheckpointError as error:
-            warnings.warn(f"{error} Training goes on, and tries again in {self.save_freq} steps.")
+            warnings.warn(f"{error} Training continues, and the next attempt is in {self.save_freq} steps.")
             return
         if self.verbose >= 2:
             print(f"Saving resumable checkpoint to {path}")

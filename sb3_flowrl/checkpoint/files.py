@@ -1,10 +1,11 @@
 """
-Checkpoints on disk: folders that are either complete or not there, whenever the process dies.
+Checkpoints on disk: folders that are either complete or absent, whenever the process dies.
 
-A checkpoint is written into a temporary folder, flushed to the disk, and renamed. Its manifest holds the size and the SHA-256
-of every file, so that a damaged one is noticed and the one before it used. What is in the files is up to ``run_state.py``.
+A checkpoint is written to a temporary folder, flushed to the disk, and renamed. Its manifest holds the size and the SHA-256
+of every file. They reveal a damaged checkpoint, and the previous one is used instead. ``run_state.py`` decides what the files
+contain.
 
-One process at a time writes to a folder, see ``folder_lock.py``; others may read meanwhile.
+Only one process at a time can write to a folder, see ``lock.py``. Others may read it at the same time.
 """
 
 import contextlib
@@ -35,19 +36,19 @@ FileWriter = Callable[[BinaryIO], object]
 
 T = TypeVar("T")
 
-#: How often to look for the newest checkpoint when those found are removed by the process that writes them.
+#: How often to look for the newest checkpoint if the writing process keeps removing the ones found.
 _ATTEMPTS = 20
 
-#: Size and checksum of files that this process has read, by what the file system says of them: a large replay buffer takes
-#: long to read.
+#: Size and checksum of files that this process has read. The key is the file's device, inode, size and modification time.
+#: Reading a large replay buffer again would take long.
 _known_files: dict[tuple[int, int, int, int], dict[str, int | str]] = {}
-#: Nanoseconds after which a file that is written again is sure to get another time of modification.
+#: Nanoseconds after which writing a file again is sure to change its modification time.
 _TIMES_DIFFER_AFTER = 100_000_000
 
 
 class CheckpointError(RuntimeError):
     """
-    A checkpoint can't be written, or none can be loaded.
+    Raised when a checkpoint can't be written, or none can be loaded.
     """
 
 
@@ -59,16 +60,19 @@ def write_checkpoint(
     description: Mapping[str, Any] | None = None,
 ) -> Path:
     """
-    Write a checkpoint; afterwards it is complete on the disk, or, if this raises or is killed, all is as it was before.
+    Write a checkpoint completely or not at all.
 
-    :param folder: where the checkpoints are; made if need be. One process at a time may write to it
-    :param num_timesteps: environment steps done, for the name
-    :param files: what writes each file
-    :param keep: how many of the run's newest whole checkpoints stay, this one included, at least 1. Those of other runs stay
-    :param description: what else the manifest says, as JSON; the run's name is its ``"run"``
+    If this raises or the process is killed, everything stays as it was before.
+
+    :param folder: folder of the checkpoints, created if needed. Only one process at a time may write to it
+    :param num_timesteps: environment steps done, for the checkpoint's name
+    :param files: for each file name, the function that writes the file
+    :param keep: number of the run's newest complete checkpoints to keep, at least 1. It includes this one. The checkpoints of
+        other runs stay
+    :param description: further entries of the manifest, as JSON; ``"run"`` is the name of the run
     :return: the checkpoint's own folder
-    :raises CheckpointError: if the disk is full, the folder read-only, something can't be pickled, another process is writing
-        to the folder, or the like
+    :raises CheckpointError: if another process is writing to the folder, or the checkpoint can't be written, for example
+        because the disk is full, the folder is read-only or something can't be pickled
     """
     folder = resolve_folder(folder)
     description = dict(description or {})
@@ -77,7 +81,7 @@ def write_checkpoint(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(lock_folder(folder))
-            for leftover in folder.glob(f"{_UNFINISHED}*"):  # of a process that was killed
+            for leftover in folder.glob(f"{_UNFINISHED}*"):  # a killed process left it
                 shutil.rmtree(leftover, ignore_errors=True)
             name = f"checkpoint-{_next_number(folder):06d}-step-{num_timesteps}"
             unfinished = folder / f"{_UNFINISHED}{name}"
@@ -99,15 +103,15 @@ def write_checkpoint(
                 shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(error, CheckpointError) or not isinstance(error, Exception):  # such as KeyboardInterrupt
                 raise
-            is_the_disks = isinstance(error, OSError)
+            is_disk_error = isinstance(error, OSError)
             raise CheckpointError(
                 f"The checkpoint of step {num_timesteps} could not be written to {folder}: "
-                f"{getattr(error, 'strerror', None) or error if is_the_disks else repr(error)}. "
-                "The checkpoints that were there are untouched. "
+                f"{getattr(error, 'strerror', None) or error if is_disk_error else repr(error)}. "
+                "Existing checkpoints are unchanged. "
                 + (
-                    "Make room, or choose another folder."
-                    if is_the_disks
-                    else "Something in the run can't be pickled, or copied."
+                    "Free some disk space, or choose another folder."
+                    if is_disk_error
+                    else "Something in the run can't be pickled or copied."
                 )
             ) from error
         _remove_old(folder, keep, description.get("run"))
@@ -116,8 +120,12 @@ def write_checkpoint(
 
 def resolve_folder(folder: str | Path) -> Path:
     """
-    :param folder: a run's folder as the user gives it
-    :return: its absolute path, which stays the same when the process changes its working directory; ``~`` is the home folder
+    Return the absolute path of a folder.
+
+    It stays valid when the process changes its working directory.
+
+    :param folder: the folder as given by the user; ``~`` stands for the home folder
+    :return: its absolute path
     :raises CheckpointError: for the home folder of an unknown user
     """
     try:
@@ -128,34 +136,36 @@ def resolve_folder(folder: str | Path) -> Path:
 
 def lock_folder(folder: Path) -> FolderLock:
     """
-    Keep other processes from writing to a folder, until the lock is released or this process ends.
+    Keep other processes from writing to a folder until the lock is released or this process ends.
 
-    :param folder: where the checkpoints are, which must exist
+    :param folder: folder of the checkpoints, which must exist
     :return: the lock
-    :raises CheckpointError: if another process holds it
+    :raises CheckpointError: if another process holds the lock
     """
     lock = FolderLock(folder)
     try:
         lock.acquire()
     except FolderLockedError as error:
         raise CheckpointError(
-            f"Checkpoints can't be written to {folder}: another run is writing there ({error}). Give each run a folder of its "
-            "own, or end that process first."
+            f"Checkpoints can't be written to {folder}: another run is writing there ({error}). Give each run its own folder, "
+            "or end that process first."
         ) from None
     return lock
 
 
 def check_writable(folder: str | Path) -> None:
     """
-    :param folder: where checkpoints are to be; made if need be
+    Check that checkpoints can be written to a folder.
+
+    :param folder: folder of the checkpoints, created if needed
     :raises CheckpointError: if nothing can be written there
     """
     folder = resolve_folder(folder)
     probe = folder / f"{_UNFINISHED}probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.mkdir(exist_ok=True)  # it may be left of a process that was killed
-        with contextlib.suppress(FileNotFoundError):  # the process that writes here has cleared it away
+        probe.mkdir(exist_ok=True)  # a killed process may have left it
+        with contextlib.suppress(FileNotFoundError):  # a process that writes here may have removed it
             probe.rmdir()
     except OSError as error:
         raise CheckpointError(f"No checkpoint can be written to {folder}: {error.strerror or error}.") from error
@@ -163,11 +173,13 @@ def check_writable(folder: str | Path) -> None:
 
 def find_checkpoint(folder: str | Path) -> Path:
     """
-    Find the newest checkpoint that is whole. One that is not is passed over with a warning.
+    Find the newest complete checkpoint.
 
-    :param folder: where the checkpoints are
+    Damaged ones are skipped with a warning.
+
+    :param folder: folder of the checkpoints
     :return: the checkpoint's own folder
-    :raises CheckpointError: if there is none
+    :raises CheckpointError: if there is no complete checkpoint
     """
     for _ in range(_ATTEMPTS):
         problems: list[str] = []
@@ -175,9 +187,9 @@ def find_checkpoint(folder: str | Path) -> Path:
             problem = _find_damage(path)
             if problem is None:
                 for other in problems:
-                    warnings.warn(f"{other} The one before it, {path.name}, is used instead.")
+                    warnings.warn(f"{other} The older {path.name} is used instead.")
                 return path
-            if not path.exists():  # the process that writes here has replaced it by a newer one
+            if not path.exists():  # the writing process has replaced it by a newer one
                 break
             problems.append(problem)
         else:
@@ -187,12 +199,12 @@ def find_checkpoint(folder: str | Path) -> Path:
 
 def read_newest(folder: str | Path, read: Callable[[Path], T]) -> T:
     """
-    Read the newest checkpoint that is whole, also while a run that goes on replaces it by newer ones.
+    Read the newest complete checkpoint, even while a running process replaces it by newer ones.
 
-    :param folder: where the checkpoints are
-    :param read: reads a checkpoint, given its own folder
-    :return: what it returned
-    :raises CheckpointError: if there is none
+    :param folder: folder of the checkpoints
+    :param read: function that reads a checkpoint, given its own folder
+    :return: the result of ``read``
+    :raises CheckpointError: if there is no complete checkpoint
     """
     for _ in range(_ATTEMPTS):
         path = find_checkpoint(folder)
@@ -206,15 +218,17 @@ def read_newest(folder: str | Path, read: Callable[[Path], T]) -> T:
 
 def _removed_too_fast(folder: str | Path) -> CheckpointError:
     return CheckpointError(
-        f"Another process replaces the checkpoints in {folder} faster than they can be read. Wait for it to end, or save more "
-        "rarely, or keep more of them."
+        f"Another process replaces the checkpoints in {folder} faster than they can be read. Wait for it to end, save less "
+        "often, or keep more of them."
     )
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """
-    :param folder: where the checkpoints are
-    :return: the checkpoints' own folders, oldest first, none if the folder does not exist
+    List the checkpoints in a folder, damaged ones included.
+
+    :param folder: folder of the checkpoints
+    :return: the checkpoints' own folders, oldest first; empty if the folder does not exist
     """
     paths = resolve_folder(folder).glob("checkpoint-*")
     return sorted((path for path in paths if _NAME.fullmatch(path.name)), key=_number)
@@ -222,8 +236,10 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """
-    :param path: a checkpoint's own folder
-    :return: its manifest, or None if that can't be read
+    Read the manifest of a checkpoint.
+
+    :param path: the checkpoint's own folder
+    :return: its manifest, or None if it can't be read
     """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
@@ -253,9 +269,11 @@ def _write_file(path: Path, writer: FileWriter) -> dict[str, int | str]:
 
 def _describe(path: Path, trust: bool = False) -> dict[str, int | str]:
     """
-    :param path: a file
-    :param trust: whether the checksum may be the one of when this process read the file before, if it has not changed since
-    :return: the file's size and checksum
+    Return the size and the checksum of a file.
+
+    :param path: the file
+    :param trust: whether to reuse the checksum from when this process last read the file, if it has not changed since
+    :return: the manifest's entry for the file
     """
     stat, now = path.stat(), time.time_ns()
     key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -272,13 +290,13 @@ def _describe(path: Path, trust: bool = False) -> dict[str, int | str]:
 
 
 def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # can't be done there
+    if os.name == "nt":  # Windows can't flush folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):  # nor on some file systems
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):  # some file systems can't either
             raise
     finally:
         os.close(descriptor)
@@ -289,28 +307,28 @@ def _find_damage(path: Path, trust: bool = False) -> str | None:
         manifest = json.loads((path / MANIFEST).read_bytes())
         if manifest["format_version"] != FORMAT_VERSION:
             return (
-                f"{path} has format version {manifest['format_version']}, made by sb3_flowrl {manifest['sb3_flowrl']}; "
-                f"this sb3_flowrl {sb3_flowrl.__version__} reads version {FORMAT_VERSION}."
+                f"{path} has format version {manifest['format_version']}, written by sb3_flowrl {manifest['sb3_flowrl']}. "
+                f"This sb3_flowrl {sb3_flowrl.__version__} reads version {FORMAT_VERSION}."
             )
         for name, entry in manifest["files"].items():
             if _describe(path / name, trust) != entry:
-                return f"{path / name} is damaged: its checksum is not the one in the manifest."
+                return f"{path / name} is damaged: checksum mismatch."
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{path} is damaged: {error!r}."
     return None
 
 
 def _remove_old(folder: Path, keep: int, run: str | None) -> None:
-    """Remove the checkpoints of a run that are older than its newest ``keep`` whole ones."""
-    n_whole = 0
+    """Remove the checkpoints of a run that are older than its newest ``keep`` complete ones."""
+    n_complete = 0
     for path in reversed(list_checkpoints(folder)):
         manifest = read_manifest(path)
         if manifest is not None and manifest.get("run") != run:
             continue
-        if n_whole < keep:
-            n_whole += _find_damage(path, trust=True) is None
+        if n_complete < keep:
+            n_complete += _find_damage(path, trust=True) is None
             continue
-        # Renamed first, so that one half removed never looks like a checkpoint
+        # Rename it first, so that a half-removed folder never looks like a checkpoint
         doomed = folder / f"{_UNFINISHED}{path.name}"
         try:
             os.rename(path, doomed)

@@ -1,10 +1,10 @@
 """
-A lock on a folder that one process at a time can hold, and that ends with the process, however that ends.
+A lock on a folder that only one process at a time can hold, and that ends when the process ends, even if it is killed.
 
-It is the operating system's lock of a file in the folder. The mere existence of a file would not do, as it outlives a process
-that is killed. On Unix it is a POSIX lock (``lockf``), not ``flock``: forked processes, such as SubprocVecEnv's, inherit the
-latter, and an orphan among them would keep the folder locked after the run itself was killed. POSIX locks belong to the
-process as a whole, so the holders within one process are counted here.
+The operating system locks a file in the folder. The existence of a file alone would not be enough, because the file outlives
+a killed process. On Unix the lock is a POSIX lock (``lockf``), not ``flock``. Forked processes, such as SubprocVecEnv's,
+inherit a ``flock``, so one that outlives a killed run would keep the folder locked. POSIX locks belong to the process as a
+whole, so this module counts the holders within a process.
 """
 
 import errno
@@ -24,19 +24,19 @@ else:
     import fcntl
 
 LOCK_FILE = ".lock"
-#: Errors of file systems that have no locks.
+#: Errors of file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class FolderLockedError(RuntimeError):
     """
-    Another process holds the lock.
+    Raised when another process holds the lock.
     """
 
 
 @dataclass
 class _Held:
-    """The lock of this process on a folder."""
+    """This process's lock on a folder."""
 
     path: Path
     file: int
@@ -44,7 +44,7 @@ class _Held:
     holders: int = 1
 
     def is_ours(self) -> bool:
-        # Neither that of the process that this one was forked from, nor in a folder that has been deleted since
+        # A forked process has a copy of its parent's entry, and the folder may have been deleted since
         return self.process == os.getpid() and _is_at(self.path, self.file)
 
 
@@ -54,8 +54,10 @@ _mutex = threading.RLock()
 
 class FolderLock:
     """
-    The lock on a folder. One process can hold several at a time, and other processes are kept out until the last is released.
-    That happens at the latest when it is garbage-collected, so that training that ended with an exception leaves none behind.
+    The lock on a folder.
+
+    One process can hold several at a time. Other processes are kept out until the last one is released. This happens at the
+    latest when the lock is garbage-collected, so training that ends with an exception leaves no lock behind.
 
     :param folder: the folder, which must exist when the lock is acquired
     """
@@ -66,10 +68,10 @@ class FolderLock:
 
     def acquire(self) -> None:
         """
-        Take the lock, unless this object holds it already.
+        Take the lock, unless this object already holds it.
 
-        :raises FolderLockedError: if another process holds it, naming that process
-        :raises OSError: if the lock's file can't be made
+        :raises FolderLockedError: if another process holds the lock; the message names that process
+        :raises OSError: if the lock file can't be created
         """
         if self._release is not None and self._release.alive:
             return
@@ -77,14 +79,14 @@ class FolderLock:
         with _mutex:
             held = _held.get(path)
             if held is not None:
-                held.holders += 1  # first of all, as a holder may be garbage-collected at any moment
+                held.holders += 1  # before anything else, because a holder may be garbage-collected at any moment
             if held is None or not held.is_ours():
                 held = _held[path] = _Held(path, _lock_file(path), os.getpid())
-        self._release = weakref.finalize(self, _give_up, held)
+        self._release = weakref.finalize(self, _remove_holder, held)
 
     def release(self) -> None:
         """
-        Give the lock back, if this object holds it.
+        Release the lock if this object holds it.
         """
         if self._release is not None:
             self._release()
@@ -97,7 +99,7 @@ class FolderLock:
         self.release()
 
 
-def _give_up(held: _Held) -> None:
+def _remove_holder(held: _Held) -> None:
     if held.process != os.getpid():  # a forked process has a copy of the object, but not the lock
         return
     with _mutex:
@@ -114,8 +116,8 @@ def _lock_file(path: Path) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(file)
-            if _is_at(path, file):  # else its last holder has removed it between our two calls
-                _introduce(file)
+            if _is_at(path, file):  # otherwise its last holder has removed it between our two calls
+                _write_holder(file)
                 return file
         except BlockingIOError as error:
             holder = _read_holder(file)
@@ -129,21 +131,21 @@ def _lock_file(path: Path) -> int:
 
 def _unlock_file(path: Path, file: int) -> None:
     try:
-        if sys.platform == "win32":  # where an open file can't be removed
+        if sys.platform == "win32":  # an open file can't be removed there
             os.close(file)
             os.unlink(path)
         else:
             if _is_at(path, file):
                 os.unlink(path)
             os.close(file)
-    except OSError:  # the folder may be gone, and on Windows the file another's by now
+    except OSError:  # the folder may be gone, and on Windows another process may already use the file
         pass
 
 
 def _lock(file: int) -> None:
     try:
         if sys.platform == "win32":
-            os.lseek(file, 1 << 20, os.SEEK_SET)  # beyond the text, which a locked file would let nobody read
+            os.lseek(file, 1 << 20, os.SEEK_SET)  # lock a byte beyond the text, so that others can read the text
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,8 +155,8 @@ def _lock(file: int) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            f"The file system has no locks ({error.strerror}). See to it yourself that no two processes write checkpoints to "
-            "the same folder."
+            f"The file system has no locks ({error.strerror}). Make sure that no two processes write checkpoints to the same "
+            "folder."
         )
 
 
@@ -165,13 +167,13 @@ def _is_at(path: Path, file: int) -> bool:
         return False
 
 
-def _introduce(file: int) -> None:
-    """Write who holds the lock, for the message to others."""
+def _write_holder(file: int) -> None:
+    """Write who holds the lock, for the error messages of other processes."""
     try:
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
         os.write(file, json.dumps(dict(process=os.getpid(), host=socket.gethostname())).encode())
-    except OSError:  # on a disk that is full the lock is no worse for it
+    except OSError:  # such as a full disk; the lock works without the text
         pass
 
 

@@ -1,5 +1,5 @@
 """
-Pickles of a checkpoint, with errors that name what can't be saved and what is missing when it is loaded.
+Pickles in a checkpoint, with errors that name what can't be saved and what is missing when it is loaded.
 """
 
 import base64
@@ -27,13 +27,14 @@ SelfOffPolicyAlgorithm = TypeVar("SelfOffPolicyAlgorithm", bound=OffPolicyAlgori
 
 def dump(value: Any, file: BinaryIO) -> None:
     """
-    Pickle a value as Python does, or, where that can't be done, such as with classes made in a function, with cloudpickle.
+    Pickle a value with Python's pickle, or with cloudpickle if that fails.
 
-    Not with cloudpickle alone: it stores the classes of a script themselves instead of their names, and the script that loads
-    them would get copies of its own classes.
+    Pickle fails for classes that were defined in a function, for example. Cloudpickle is not used for everything, because it
+    stores the classes of a script themselves instead of their names. A script that loads them would get copies of its own
+    classes.
 
-    :param value: what to pickle
-    :param file: where to, open for writing
+    :param value: value to pickle
+    :param file: file to write to, open for writing
     """
     start = file.tell()
     try:
@@ -46,9 +47,11 @@ def dump(value: Any, file: BinaryIO) -> None:
 
 def save_model(model: OffPolicyAlgorithm) -> bytes:
     """
+    Save a model to bytes.
+
     :param model: the model
-    :return: what its ``save`` writes
-    :raises CheckpointError: naming what can't be pickled
+    :return: what the model's ``save`` writes
+    :raises CheckpointError: if something can't be pickled; the message names it
     """
     file = io.BytesIO()
     try:
@@ -60,8 +63,8 @@ def save_model(model: OffPolicyAlgorithm) -> bytes:
     return file.getvalue()
 
 
-class _Nowhere(io.RawIOBase):
-    """A file that forgets what is written to it."""
+class _DiscardingFile(io.RawIOBase):
+    """A file that discards what is written to it."""
 
     def write(self, data: Any) -> int:
         return len(data)
@@ -78,26 +81,30 @@ class _Nowhere(io.RawIOBase):
 
 def check_picklable(owner: str, value: Any, parts: Mapping[str, Any]) -> None:
     """
-    :param owner: whose the parts are, for the message
-    :param value: what is to be pickled
+    Check that a value can be pickled.
+
+    :param owner: owner of the parts, for the message
+    :param value: value to check
     :param parts: its parts by name
-    :raises CheckpointError: naming those that can't be pickled
+    :raises CheckpointError: if it can't be pickled; the message names the parts that can't
     """
     try:
-        dump(value, _Nowhere())  # type: ignore[arg-type]
+        dump(value, _DiscardingFile())  # type: ignore[arg-type]
     except Exception as error:
         raise CheckpointError(_explain_unpicklable(owner, unpicklable(parts), error)) from error
 
 
 def unpicklable(parts: Mapping[str, Any]) -> list[str]:
     """
+    Find the values that can't be pickled.
+
     :param parts: values by name
     :return: the names of those that can't be pickled
     """
 
     def can_be_pickled(value: Any) -> bool:
         try:
-            cloudpickle.dump(value, _Nowhere())
+            cloudpickle.dump(value, _DiscardingFile())
         except Exception:
             return False
         return True
@@ -107,9 +114,9 @@ def unpicklable(parts: Mapping[str, Any]) -> list[str]:
 
 def _explain_unpicklable(owner: str, names: list[str], error: Exception) -> str:
     return (
-        f"This run can't be saved in checkpoints: {owner} {' and '.join(names) or 'state'} can't be pickled, or copied "
-        f"({type(error).__name__}: {error}). Leave out of it what belongs to this process alone, such as locks, open files, "
-        "threads and generators, or train without checkpoints."
+        f"This run can't be saved in checkpoints: {owner} {' and '.join(names) or 'state'} can't be pickled or copied "
+        f"({type(error).__name__}: {error}). Remove what only this process can use, such as locks, open files, threads and "
+        "generators, or train without checkpoints."
     )
 
 
@@ -118,7 +125,7 @@ def _explain_unpicklable(owner: str, names: list[str], error: Exception) -> str:
 
 class _MissingClassError(Exception):
     """
-    A pickle needs what can't be imported.
+    Raised when a pickle needs something that can't be imported.
     """
 
 
@@ -132,9 +139,11 @@ class _Unpickler(pickle.Unpickler):
 
 def load(path: Path) -> Any:
     """
-    :param path: a file that :func:`dump` wrote
-    :return: what was dumped
-    :raises CheckpointError: if that can't be done, naming the class that is missing
+    Load a file that :func:`dump` wrote.
+
+    :param path: the file
+    :return: the value
+    :raises CheckpointError: if it can't be loaded; the message names a class that is missing
     """
     try:
         with open(path, "rb") as file:
@@ -156,16 +165,18 @@ def load_model(
     **kwargs: Any,
 ) -> SelfOffPolicyAlgorithm:
     """
-    Load a model by its ``load``, but completely or not at all: SB3 passes over what it can't unpickle.
+    Load a model completely or not at all.
 
-    :param algorithm: the model's class
-    :param path: the file that its ``save`` wrote, in the checkpoint's own folder
+    SB3's ``load`` alone skips what it can't unpickle.
+
+    :param algorithm: class of the model
+    :param path: file that the model's ``save`` wrote, in the checkpoint's own folder
     :param env: the environment
     :param device: Device on which the code should run.
-    :param custom_objects: objects to put in the place of the saved ones, by their names
+    :param custom_objects: objects that replace the saved ones, by name
     :param kwargs: arguments to change
     :return: the model
-    :raises CheckpointError: if that can't be done, naming the class that is missing
+    :raises CheckpointError: if the model can't be loaded; the message names a class that is missing
     :raises ValueError: if the environment does not fit
     """
     try:
@@ -177,13 +188,13 @@ def load_model(
     except Exception as error:
         where = f"The checkpoint {path.parent} can't be loaded: "
         for name, missing in _missing_classes(path, custom_objects or {}):
-            advice = f"{_advise(missing)} Or put something in its place: custom_objects={{{name!r}: ...}}."
+            advice = f"{_advise(missing)} Or pass a replacement: custom_objects={{{name!r}: ...}}."
             raise CheckpointError(f"{where}the model's {name} needs {advice}") from error
         raise CheckpointError(f"{where}{path.name} fails with {type(error).__name__}: {error}") from error
 
 
 def _missing_classes(path: Path, custom_objects: Mapping[str, Any]) -> Iterator[tuple[str, _MissingClassError]]:
-    """What can't be imported of what a saved model holds, with the name of the model's attribute that needs it."""
+    """Yield each attribute of a saved model that needs a missing class, and the error that names the class."""
     with zipfile.ZipFile(path) as archive:
         data = json.loads(archive.read("data"))
     for name, item in data.items():
@@ -192,9 +203,9 @@ def _missing_classes(path: Path, custom_objects: Mapping[str, Any]) -> Iterator[
                 _Unpickler(io.BytesIO(base64.b64decode(item[":serialized:"]))).load()
             except _MissingClassError as error:
                 yield name, error
-            except Exception:  # it is not the class that is missing
+            except Exception:  # the cause is not a missing class
                 continue
 
 
 def _advise(missing: _MissingClassError) -> str:
-    return f"{missing}. Install, import or define in your script what it was in the run that was saved."
+    return f"{missing}. Install it, import it, or define it in your script, as in the saved run."

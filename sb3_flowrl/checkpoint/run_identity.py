@@ -1,5 +1,5 @@
 """
-Which run a checkpoint is of: a random name, and the arguments that the run's model was made with.
+The identity of a checkpoint's run: a random name, and the arguments that the run's model was made with.
 """
 
 import difflib
@@ -28,36 +28,40 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import sb3_flowrl
 from sb3_flowrl.checkpoint.files import CheckpointError, list_checkpoints, read_manifest
 
-#: Arguments that don't change what is learned; they may be others when the run goes on.
+#: Arguments that don't change what is learned. They may change when the run continues.
 FREE_ARGUMENTS = ("verbose", "tensorboard_log")
-_NO_ARGUMENTS = ("self", "env", "device", "_init_setup_model", *FREE_ARGUMENTS)
-#: What SB3 chooses if no class of replay buffer is given.
+#: Arguments that are not compared between runs.
+_NOT_COMPARED = ("self", "env", "device", "_init_setup_model", *FREE_ARGUMENTS)
+#: The classes that SB3 chooses from if no class of replay buffer is given.
 _DEFAULT_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
 
 
 class OtherRunError(CheckpointError, ValueError):
     """
-    Checkpoints are of another run than the one that is to write or go on from them. Also a ``ValueError``, as it is the
-    arguments that differ.
+    Raised when a run is to write to, or continue from, the checkpoints of another run.
+
+    It is also a ``ValueError``, because the arguments are what differs.
     """
 
 
 @dataclass
 class Identity:
     """
-    What a model's checkpoints say of its run, kept at the model.
+    The identity of a run, kept by its model and stored in its checkpoints.
     """
 
-    #: A random name, which stays the same when the run is resumed; None for checkpoints of before there were names.
+    #: A random name, which stays the same when the run is resumed. None for checkpoints that predate names.
     name: str | None = field(default_factory=lambda: uuid.uuid4().hex)
-    #: Whether ``ResumableCheckpointCallback`` has ended episodes under way to save a checkpoint.
+    #: Whether ``ResumableCheckpointCallback`` has truncated unfinished episodes to save a checkpoint.
     has_cut_episodes: bool = False
 
 
 def identity_of(model: OffPolicyAlgorithm) -> Identity:
     """
+    Return the identity of a model's run, a new one if it has none.
+
     :param model: the model
-    :return: its run's identity, a new one if it has none
+    :return: the identity of its run
     """
     identity = vars(model).get("_run_identity")
     if identity is None:
@@ -68,16 +72,20 @@ def identity_of(model: OffPolicyAlgorithm) -> Identity:
 
 def set_identity(model: OffPolicyAlgorithm, identity: Identity) -> None:
     """
+    Set the identity of a model's run.
+
     :param model: the model
-    :param identity: the identity of the run that it goes on with
+    :param identity: the identity of the run that the model continues
     """
     vars(model)["_run_identity"] = identity
 
 
 def describe_run(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """
+    Describe a model's run for the manifest.
+
     :param model: the model
-    :return: what a manifest says of its run, as JSON
+    :return: entries of the manifest, as JSON
     """
     return dict(versions(), run=identity_of(model).name, arguments=describe_arguments(model))
 
@@ -87,7 +95,9 @@ def describe_run(model: OffPolicyAlgorithm) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """
-    :return: the versions on which the numbers of a run depend
+    Return the versions of the packages that a run's numbers depend on.
+
+    :return: versions by package
     """
     return dict(
         sb3_flowrl=sb3_flowrl.__version__,
@@ -99,12 +109,14 @@ def versions() -> dict[str, str]:
 
 def warn_of_other_versions(path: Path, manifest: Mapping[str, Any]) -> None:
     """
+    Warn if a checkpoint was written with other versions than those installed here.
+
     :param path: the checkpoint's own folder, for the message
     :param manifest: its manifest
     """
 
     def relevant(package: str, version: str) -> str:
-        return version.rpartition(".")[0] if package == "python" else version  # patches of Python leave pickles as they are
+        return version.rpartition(".")[0] if package == "python" else version  # Python's patch releases don't change pickles
 
     others = [
         f"{package} {manifest[package]} (here {version})"
@@ -113,8 +125,8 @@ def warn_of_other_versions(path: Path, manifest: Mapping[str, Any]) -> None:
     ]
     if others:
         warnings.warn(
-            f"The checkpoint {path} was written with {', '.join(others)}. Training goes on, but perhaps not bit for bit as it "
-            "would have."
+            f"The checkpoint {path} was written with {', '.join(others)}. Training continues, but perhaps not bit for bit as "
+            "it would have."
         )
 
 
@@ -123,8 +135,10 @@ def warn_of_other_versions(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def argument_names(algorithm: type[OffPolicyAlgorithm]) -> list[str]:
     """
-    :param algorithm: the class of a model
-    :return: the names of the arguments of its constructor, and of those of its ancestors where it hands others on
+    List the names of the arguments of a model's constructor.
+
+    :param algorithm: class of the model
+    :return: the names, including those of its ancestors' constructors if they are passed on
     """
     names: list[str] = []
     for ancestor in algorithm.__mro__:
@@ -138,13 +152,16 @@ def argument_names(algorithm: type[OffPolicyAlgorithm]) -> list[str]:
 
 def describe_arguments(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """
-    :param model: a model, be it without networks (made with ``_init_setup_model=False``)
-    :return: the arguments that it was made with and that change what is learned, as JSON, so that those that mean the same are
-        equal; and the environment's id, or None if it has none
+    Describe the arguments that a model was made with.
+
+    Only arguments that change what is learned are included. Arguments that mean the same have the same description.
+
+    :param model: a model, with or without networks (``_init_setup_model=False``)
+    :return: the arguments by name, as JSON, and as ``env`` the id of the environment, or None if it has none
     """
     values: dict[str, Any] = {}
     for name in argument_names(type(model)):
-        for attribute in (name, f"_{name}"):  # SB3 keeps stats_window_size in a private one
+        for attribute in (name, f"_{name}"):  # SB3 keeps stats_window_size in a private attribute
             if attribute in vars(model):
                 values[name] = vars(model)[attribute]
     values["policy"] = model.policy_class
@@ -160,17 +177,21 @@ def describe_arguments(model: OffPolicyAlgorithm) -> dict[str, Any]:
         values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)  # type: ignore[union-attr]
     elif isinstance(values.get("train_freq"), int):
         values["train_freq"] = (model.train_freq, "step")
-    if isinstance(values.get("action_noise"), VectorizedActionNoise):  # SB3 makes it one where there are several environments
+    if isinstance(values.get("action_noise"), VectorizedActionNoise):  # SB3 wraps the noise for several environments
         values["action_noise"] = values["action_noise"].base_noise
-    description = {name: describe(value) for name, value in values.items() if name not in _NO_ARGUMENTS}
+    description = {name: describe(value) for name, value in values.items() if name not in _NOT_COMPARED}
     return dict(description, env=None if model.env is None else environment_id(model.env))
 
 
 def describe(value: Any) -> Any:
     """
+    Describe an argument as JSON.
+
+    Functions, classes, and objects without a readable ``repr`` are described by their name, which is the same in all
+    processes.
+
     :param value: an argument
-    :return: it as JSON. Of functions, classes and objects that don't describe themselves it is the name, which is the same in
-        all processes
+    :return: its description
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -192,8 +213,10 @@ def describe(value: Any) -> Any:
 
 def environment_id(env: VecEnv) -> str | None:
     """
+    Return the id of the environments.
+
     :param env: the environments
-    :return: the id under which the first is registered, or None if it has none or is in another process
+    :return: id under which the first one is registered, or None if it has none or runs in another process
     """
     base = env.unwrapped
     spec = getattr(base.envs[0].unwrapped, "spec", None) if isinstance(base, DummyVecEnv) else None
@@ -202,8 +225,10 @@ def environment_id(env: VecEnv) -> str | None:
 
 def episode_limit(env: VecEnv) -> int | None:
     """
+    Return the largest time limit of the environments.
+
     :param env: the environments
-    :return: the most steps that an episode can have, or None if that isn't known
+    :return: the most steps that an episode can have, or None if that is not known
     """
     base = env.unwrapped
     limits = []
@@ -220,9 +245,11 @@ def episode_limit(env: VecEnv) -> int | None:
 
 def check_folder(model: OffPolicyAlgorithm, folder: Path) -> None:
     """
-    :param model: a model that is to save checkpoints
-    :param folder: where
-    :raises OtherRunError: if the checkpoints there are another run's, naming the arguments that differ
+    Check that a folder does not hold another run's checkpoints.
+
+    :param model: the model to save checkpoints of
+    :param folder: the folder to save them in
+    :raises OtherRunError: if the checkpoints there belong to another run; the message names the arguments that differ
     """
     name = identity_of(model).name
     for path in reversed(list_checkpoints(folder)):
@@ -233,9 +260,9 @@ def check_folder(model: OffPolicyAlgorithm, folder: Path) -> None:
             return
         theirs = manifest.get("arguments")
         raise OtherRunError(
-            f"{folder} holds the checkpoints of another run, of which {path.name} is the newest"
-            f"{_name_differences(theirs, describe_arguments(model))}. To go on with that run, load it with "
-            "FlowRL.load_checkpoint; to begin this one, choose another folder, or delete that one."
+            f"{folder} holds the checkpoints of another run{_name_differences(theirs, describe_arguments(model))}. The newest "
+            f"one is {path.name}. To continue that run, load it with FlowRL.load_checkpoint. To start this run, choose "
+            "another folder, or delete that one."
         )
 
 
@@ -244,15 +271,17 @@ def _name_differences(theirs: Any, ours: dict[str, Any]) -> str:
         return ""
     differences = compare(theirs, ours)
     if not differences:
-        return ", with the same arguments"
-    return ". Its arguments are others: " + "; ".join(f"{each} in this run" for each in differences)
+        return " with the same arguments"
+    return " with other arguments: " + "; ".join(f"{each} in this run" for each in differences)
 
 
 def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """
-    :param theirs: arguments of a run that was saved, as JSON
-    :param ours: those of another, as JSON
-    :return: in words, those that both have and that differ
+    Describe the arguments that differ between two runs.
+
+    :param theirs: arguments of a saved run, as JSON
+    :param ours: arguments of another run, as JSON
+    :return: one text for each argument that both have and that differs
     """
     return [
         f"{name}={theirs[name]!r} there and {name}={value!r}"
@@ -263,10 +292,12 @@ def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
 
 def check_given_arguments(model: OffPolicyAlgorithm, path: Path, given: dict[str, Any]) -> None:
     """
+    Check that a loaded run was made with the given arguments and in the same environment.
+
     :param model: a model that was loaded from a checkpoint
     :param path: the checkpoint's own folder
-    :param given: arguments that its run is believed to have been made with
-    :raises OtherRunError: if it was not, or in another environment, naming what differs
+    :param given: arguments that the run is expected to have
+    :raises OtherRunError: if the arguments or the environment differ; the message names the differences
     """
     theirs = describe_arguments(model)
     theirs["env"] = (read_manifest(path) or {}).get("arguments", {}).get("env")
@@ -278,18 +309,20 @@ def check_given_arguments(model: OffPolicyAlgorithm, path: Path, given: dict[str
         ours |= {name: described[name] for name in given if name in described}
     if differences := compare(theirs, ours):
         raise OtherRunError(
-            f"{path} is of a run with other arguments than those given: {'; '.join(f'{each} here' for each in differences)}. "
-            "Leave them out to go on with that run as it is, or give this run a folder of its own."
+            f"The run of {path} has other arguments than those given: {'; '.join(f'{each} here' for each in differences)}. "
+            "Leave them out to continue that run as it is, or give this run its own folder."
         )
 
 
 def check_argument_names(algorithm: type[OffPolicyAlgorithm], given: Mapping[str, Any]) -> None:
     """
-    :param algorithm: the class of a model
-    :param given: arguments of its constructor
-    :raises TypeError: if it has no such argument
+    Check that the constructor of a model has the given arguments.
+
+    :param algorithm: class of the model
+    :param given: arguments for its constructor
+    :raises TypeError: if there is no such argument
     """
-    known = [name for name in argument_names(algorithm) if name not in _NO_ARGUMENTS or name in FREE_ARGUMENTS]
+    known = [name for name in argument_names(algorithm) if name not in _NOT_COMPARED or name in FREE_ARGUMENTS]
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -1,16 +1,16 @@
 """
-The state of a run beside its networks: what a checkpoint has to hold so that training goes on bit for bit as if it had not
-been interrupted.
+The state of a run besides its networks: what a checkpoint must hold so that training continues bit for bit.
 
-A simulator's inner state can't be saved. But that of an episode's first instant can be made again, by a reset from the
-generator's state before the reset. So a checkpoint is taken between episodes, and both the run that goes on and the one
-that is resumed from the checkpoint begin the next episodes in the same way:
+A simulator's inner state can't be saved. But the start of an episode can be made again: put the environment's random
+generator back into its state before the reset, and reset again. So checkpoints are saved between episodes. Both the run
+that is saved and the run that is resumed from the checkpoint start the next episodes in the same way:
 
-- "replayed": the reset that ended the last episodes is made again, from the environments' generators as they were before the
-  last step. Where that leaves the generators as they are now, it was the same reset, and the checkpoint leaves no trace in
-  the run.
-- "restarted": where that can't be (episodes are under way, the environments are in other processes, use their generators in
-  their steps, or are in a wrapper that is not SB3's), they are reset once more, and episodes under way end as by a time-out.
+- "replayed": The reset that ended the last episodes is made again. It starts from the environments' generators as they were
+  before the last step. If it leads to the present generators and observations, it was the same reset, and the checkpoint
+  leaves no trace in the run.
+- "restarted": Otherwise, the environments are reset once more, and unfinished episodes are truncated, as a time limit would
+  do. This happens if episodes are unfinished, or if the environments run in other processes, use their generators in their
+  steps, or have a wrapper that is not SB3's.
 """
 
 import contextlib
@@ -56,10 +56,10 @@ from sb3_flowrl.checks import as_env, check_positive_int
 
 SelfOffPolicyAlgorithm = TypeVar("SelfOffPolicyAlgorithm", bound=OffPolicyAlgorithm)
 
-#: States of the environments' generators, one each.
+#: The state of each environment's generator.
 GeneratorStates = list[Mapping[str, Any]]
 
-#: What has to be restored of SB3's wrappers.
+#: Attributes of SB3's wrappers that are restored.
 WRAPPER_STATE: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecNormalize: ("obs_rms", "ret_rms", "returns", "old_obs", "old_reward"),
     VecFrameStack: ("stacked_obs",),
@@ -68,7 +68,7 @@ WRAPPER_STATE: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecCheckNan: (),
     VecExtractDictObs: (),
 }
-#: Options of SB3's wrappers, which are those that the user gives; where they aren't those of the run, it says so.
+#: Options of SB3's wrappers. The user's options are kept, with a warning if they differ from the run's.
 WRAPPER_OPTIONS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecNormalize: ("training", "norm_obs", "norm_reward", "norm_obs_keys", "clip_obs", "clip_reward", "gamma", "epsilon"),
 }
@@ -79,14 +79,16 @@ WRAPPER_OPTIONS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
 
 def random_states(model: OffPolicyAlgorithm) -> dict[str, Any]:
     """
+    Return the states of all random generators except the environments'.
+
     :param model: the model, for the generator of its random first actions
-    :return: the states of all generators but the environments'
+    :return: the states by name
     """
     return dict(
         python=random.getstate(),
         numpy=np.random.get_state(),
         torch=th.get_rng_state(),
-        # Where nothing has used CUDA, to ask would start it: seconds, half a gigabyte, and an error in a forked process
+        # Asking would start CUDA if nothing has used it: seconds, half a gigabyte, and an error in a forked process
         cuda=th.cuda.get_rng_state_all() if th.cuda.is_initialized() else [],
         action_space=model.action_space.np_random.bit_generator.state,
     )
@@ -94,6 +96,8 @@ def random_states(model: OffPolicyAlgorithm) -> dict[str, Any]:
 
 def restore_random_states(model: OffPolicyAlgorithm, states: dict[str, Any]) -> None:
     """
+    Restore the states of all random generators except the environments'.
+
     :param model: the model, for the generator of its random first actions
     :param states: what :func:`random_states` returned
     """
@@ -107,8 +111,10 @@ def restore_random_states(model: OffPolicyAlgorithm, states: dict[str, Any]) -> 
 
 def generator_states(env: VecEnv) -> GeneratorStates | None:
     """
+    Return the states of the environments' random generators.
+
     :param env: the environments
-    :return: the states of their ``np_random``, or None where they have none
+    :return: the states of their ``np_random``, or None if an environment has none
     """
     base = env.unwrapped
     if isinstance(base, DummyVecEnv):
@@ -124,13 +130,15 @@ def generator_states(env: VecEnv) -> GeneratorStates | None:
 
 def restore_generator_states(env: VecEnv, states: GeneratorStates) -> None:
     """
+    Restore the states of the environments' random generators.
+
     :param env: the environments
     :param states: what :func:`generator_states` returned
     """
     base = env.unwrapped
     for index, state in enumerate(states):
         if isinstance(base, DummyVecEnv):
-            # In place, as parts of the environment may share the generator
+            # In place, because parts of the environment may share the generator
             base.envs[index].unwrapped.np_random.bit_generator.state = state
         else:
             bit_generator = getattr(np.random, state["bit_generator"])()
@@ -143,8 +151,10 @@ def restore_generator_states(env: VecEnv, states: GeneratorStates) -> None:
 
 def wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
     """
+    Yield the wrappers of the environments, outermost first.
+
     :param env: the environments
-    :return: their wrappers, outermost first
+    :return: their wrappers
     """
     while isinstance(env, VecEnvWrapper):
         yield env
@@ -153,8 +163,10 @@ def wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
 
 def wrapper_states(env: VecEnv) -> list[tuple[str, dict[str, Any]]]:
     """
+    Return the states and options of the environments' wrappers.
+
     :param env: the environments
-    :return: the name of each wrapper, outermost first, and its state and options
+    :return: for each wrapper, outermost first, its name and its state and options
     """
     return [
         (
@@ -172,7 +184,7 @@ def wrapper_states(env: VecEnv) -> list[tuple[str, dict[str, Any]]]:
 
 def warn_of_lost_states(env: VecEnv) -> None:
     """
-    Warn of wrappers whose state a checkpoint does not hold.
+    Warn about wrappers whose state a checkpoint does not hold.
 
     :param env: the environments
     """
@@ -185,15 +197,17 @@ def warn_of_lost_states(env: VecEnv) -> None:
             each = each.env
     if unknown:
         warnings.warn(
-            f"The checkpoint does not hold the state of {', '.join(unknown)}, so that a run that is resumed from it may "
-            "differ from this one. To normalise observations or rewards use stable_baselines3's VecNormalize, whose state "
-            "it holds."
+            f"The checkpoint does not hold the state of {', '.join(unknown)}, so a run that is resumed from it may differ "
+            "from this one. To normalize observations or rewards, use stable_baselines3's VecNormalize. The checkpoint holds "
+            "its state."
         )
 
 
 def restore_wrapper_states(env: VecEnv, states: list[tuple[str, dict[str, Any]]]) -> bool:
     """
-    Restore statistics and the like. Options stay as they are; one that is not the run's is warned about.
+    Restore statistics and other states of the wrappers, but not their options.
+
+    A warning names the options that differ from the run's.
 
     :param env: the environments
     :param states: what :func:`wrapper_states` returned
@@ -204,7 +218,7 @@ def restore_wrapper_states(env: VecEnv, states: list[tuple[str, dict[str, Any]]]
     if here != there:
         raise ValueError(
             f"The checkpoint's environment has the wrappers {there or 'none'} (outermost first), but the one given has "
-            f"{here or 'none'}. Wrap it in the same way; the statistics of VecNormalize come from the checkpoint."
+            f"{here or 'none'}. Wrap it in the same way. The statistics of VecNormalize come from the checkpoint."
         )
     others: list[str] = []
     for wrapper, (class_name, state) in zip(wrappers(env), states, strict=True):
@@ -216,13 +230,13 @@ def restore_wrapper_states(env: VecEnv, states: list[tuple[str, dict[str, Any]]]
     if others:
         warnings.warn(
             f"The environment given has other options than the checkpoint's: {'; '.join(others)}. The options given are kept, "
-            "with the checkpoint's statistics, so training does not go on as it would have."
+            "with the checkpoint's statistics, so training does not continue as it would have."
         )
     return not others
 
 
 def _merge_statistics(given: Any, saved: Any) -> Any:
-    """The saved statistics, for the keys of a Dict observation that are to be normalized."""
+    """Return the saved statistics, and the given ones for the keys of a Dict observation that the run did not normalize."""
     if isinstance(given, dict) and isinstance(saved, dict):
         return {key: saved.get(key, statistics) for key, statistics in given.items()}
     return saved
@@ -231,7 +245,7 @@ def _merge_statistics(given: Any, saved: Any) -> Any:
 @contextlib.contextmanager
 def early_resets_allowed(env: VecEnv) -> Iterator[None]:
     """
-    Within it, environments can be reset in the midst of an episode though their ``Monitor`` would have them finish it.
+    Allow resets in the middle of an episode, even if a ``Monitor`` forbids them.
 
     :param env: the environments
     """
@@ -248,7 +262,7 @@ def early_resets_allowed(env: VecEnv) -> Iterator[None]:
             yield
         except Exception:
             for monitor, _, rewards in monitors:
-                monitor.rewards = rewards  # the episode goes on
+                monitor.rewards = rewards  # the episode continues
             raise
         finally:
             for monitor, is_allowed, _ in monitors:
@@ -265,9 +279,9 @@ def early_resets_allowed(env: VecEnv) -> Iterator[None]:
 
 def reset_environments(env: VecEnv) -> Any:
     """
-    Reset the environments, be it in the midst of their episodes.
+    Reset the environments, even in the middle of their episodes.
 
-    :param env: the environments, in wrappers or not
+    :param env: the environments, with or without wrappers
     :return: the first observations
     :raises CheckpointError: if they can't be reset now, and none of them was
     """
@@ -279,13 +293,15 @@ def reset_environments(env: VecEnv) -> Any:
     except Exception as error:
         if isinstance(base, DummyVecEnv) and all(now is then for now, then in zip(base.reset_infos, infos, strict=True)):
             raise CheckpointError(
-                f"The environment can't be reset before its episode has ended, which a checkpoint needs: {error!r}."
+                f"A checkpoint must reset the environment before its episode has ended, but that fails: {error!r}."
             ) from error
-        raise  # training can't go on with some of them reset and others not
+        raise  # training can't continue if only some of them were reset
 
 
 def is_between_episodes(model: OffPolicyAlgorithm) -> bool:
     """
+    Tell whether all environments have just ended an episode.
+
     :param model: a model that has collected transitions
     :return: whether the last stored transition of every environment ended its episode
     """
@@ -308,9 +324,9 @@ def replay_reset(model: OffPolicyAlgorithm, generators: GeneratorStates | None, 
     if generators is None or has_other_wrappers or not is_between_episodes(model):
         return None
     base = model.env.unwrapped
-    assert isinstance(base, DummyVecEnv)  # the only one whose generators are kept
+    assert isinstance(base, DummyVecEnv)  # generators before a step are kept for this class only
     current_obs = base._obs_from_buf()
-    base._reset_seeds()  # a seed that waits for its reset would overrule the generators
+    base._reset_seeds()  # a seed that waits for the next reset would override the generators
     restore_generator_states(base, generators)
     try:
         first_obs = reset_environments(base)
@@ -319,9 +335,9 @@ def replay_reset(model: OffPolicyAlgorithm, generators: GeneratorStates | None, 
     return first_obs if generator_states(base) == expected and _equal(first_obs, current_obs) else None
 
 
-def restart_episodes(model: OffPolicyAlgorithm) -> Any:
+def reset_and_truncate(model: OffPolicyAlgorithm) -> Any:
     """
-    Reset the environments, and end the episodes under way as by a time-out.
+    Reset the environments, and truncate unfinished episodes as a time limit would do.
 
     :param model: the model
     :return: the new episodes' first observations, as the model gets them
@@ -329,7 +345,7 @@ def restart_episodes(model: OffPolicyAlgorithm) -> Any:
     assert model.env is not None
     model.env.unwrapped._reset_seeds()
     model._last_obs = reset_environments(model.env)
-    end_episodes(model.replay_buffer)
+    truncate_episodes(model.replay_buffer)
     if model.action_noise is not None:
         model.action_noise.reset()
     if (reward_scale := getattr(model, "reward_scale", None)) is not None:
@@ -339,9 +355,11 @@ def restart_episodes(model: OffPolicyAlgorithm) -> Any:
     return model._last_obs
 
 
-def end_episodes(buffer: ReplayBuffer | None) -> None:
+def truncate_episodes(buffer: ReplayBuffer | None) -> None:
     """
-    Mark the newest transition of every environment as its episode's last, by a time-out if it was not.
+    Mark the newest transition of every environment as the last of its episode.
+
+    Episodes that were unfinished count as ended by a time limit.
 
     :param buffer: the replay buffer
     """
@@ -349,7 +367,7 @@ def end_episodes(buffer: ReplayBuffer | None) -> None:
         return
     if isinstance(buffer, HerReplayBuffer):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it advises an argument that we have no say in
+            warnings.simplefilter("ignore")  # the warning suggests an argument that does not exist here
             buffer.truncate_last_trajectory()
         return
     last = buffer.pos - 1
@@ -362,7 +380,7 @@ def end_episodes(buffer: ReplayBuffer | None) -> None:
 
 
 def _storages(buffer: ReplayBuffer) -> list[tuple[str, str | None]]:
-    """The arrays that hold transitions: the attribute's name, and for a dict of arrays (Dict observations) the key."""
+    """List the arrays that hold transitions by attribute, and by key in a dict of arrays (Dict observations)."""
 
     def is_storage(value: Any) -> bool:
         return isinstance(value, np.ndarray) and value.ndim > 1 and value.shape[0] == buffer.buffer_size
@@ -385,7 +403,7 @@ def _map_storages(
 
 
 def _pack(buffer: ReplayBuffer, n_rows: int) -> tuple[ReplayBuffer, list[tuple[str, str | None]]]:
-    """The replay buffer with its first rows alone, and the names of what has rows."""
+    """Return a copy of the replay buffer with only its first rows, and the list of its arrays that have rows."""
     packed, names = copy.copy(buffer), _storages(buffer)
     _map_storages(packed, names, lambda array: array[:n_rows])
     return packed, names
@@ -393,10 +411,10 @@ def _pack(buffer: ReplayBuffer, n_rows: int) -> tuple[ReplayBuffer, list[tuple[s
 
 def dump_replay_buffer(buffer: ReplayBuffer, file: BinaryIO) -> None:
     """
-    Pickle a replay buffer of any class, without the rows that are still empty.
+    Pickle a replay buffer of any class, without its empty rows.
 
     :param buffer: the replay buffer
-    :param file: where to
+    :param file: file to write to
     """
     packed, names = _pack(buffer, buffer.size())
     pickling.dump((packed, names), file)
@@ -404,7 +422,9 @@ def dump_replay_buffer(buffer: ReplayBuffer, file: BinaryIO) -> None:
 
 def load_replay_buffer(model: OffPolicyAlgorithm, path: Path) -> None:
     """
-    :param model: the model that gets the replay buffer
+    Load a replay buffer into a model.
+
+    :param model: the model
     :param path: the file that :func:`dump_replay_buffer` wrote
     """
     buffer, names = pickling.load(path)
@@ -427,18 +447,18 @@ def load_replay_buffer(model: OffPolicyAlgorithm, path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- the run
 
 
-def begin_episodes(model: OffPolicyAlgorithm, before_step: GeneratorStates | None) -> dict[str, Any]:
+def save_episode_start(model: OffPolicyAlgorithm, before_step: GeneratorStates | None) -> dict[str, Any]:
     """
-    Let a run that is being saved begin its next episodes as the one that is resumed from it will.
+    Start the next episodes of a run that is being saved, as the resumed run will start them.
 
     :param model: the model
-    :param before_step: states of the environments' generators before the last step, where they are known
-    :return: what :func:`resume_episodes` needs to do the same
+    :param before_step: states of the environments' generators before the last step, if they are known
+    :return: what :func:`restore_episode_start` needs to do the same
     """
     assert model.env is not None
     warn_of_lost_states(model.env)
     state: dict[str, Any] = dict(n_envs=model.n_envs, generators=generator_states(model.env), random=random_states(model))
-    if model._last_obs is None:  # it has not begun
+    if model._last_obs is None:  # the run has not started
         return dict(state, wrappers=copy.deepcopy(wrapper_states(model.env)), start="fresh")
 
     first_obs = replay_reset(model, before_step, state["generators"])
@@ -451,15 +471,15 @@ def begin_episodes(model: OffPolicyAlgorithm, before_step: GeneratorStates | Non
         restore_generator_states(model.env, state["generators"])
     restore_random_states(model, state["random"])
     state["wrappers"] = copy.deepcopy(wrapper_states(model.env))
-    return dict(state, start="restarted", first_obs=copy.deepcopy(restart_episodes(model)))
+    return dict(state, start="restarted", first_obs=copy.deepcopy(reset_and_truncate(model)))
 
 
-def resume_episodes(model: OffPolicyAlgorithm, state: dict[str, Any]) -> None:
+def restore_episode_start(model: OffPolicyAlgorithm, state: dict[str, Any]) -> None:
     """
-    Begin the next episodes as the run did that was saved. Warns where that can't be done.
+    Start the next episodes as the saved run did, or warn that this is not possible.
 
     :param model: the model that has just been loaded
-    :param state: what :func:`begin_episodes` returned
+    :param state: what :func:`save_episode_start` returned
     :raises ValueError: if the environments are not wrapped as they were
     """
     assert model.env is not None
@@ -469,8 +489,8 @@ def resume_episodes(model: OffPolicyAlgorithm, state: dict[str, Any]) -> None:
     restore_random_states(model, state["random"])
     if state["start"] == "fresh":
         return
-    if not has_same_options:  # observations are others
-        restart_episodes(model)
+    if not has_same_options:  # observations differ
+        reset_and_truncate(model)
         return
     if state["start"] == "replayed":
         base = model.env.unwrapped
@@ -478,12 +498,12 @@ def resume_episodes(model: OffPolicyAlgorithm, state: dict[str, Any]) -> None:
         first_obs = reset_environments(base)
         model._last_obs, model._last_original_obs = state["last_obs"], state["last_original_obs"]
     if state["start"] == "restarted" or not _equal(first_obs, state["first_obs"]):
-        first_obs = restart_episodes(model)
+        first_obs = reset_and_truncate(model)
     if not _equal(first_obs, state["first_obs"]):
         warnings.warn(
-            "The environment does not start its episodes as it did in the run that was saved, so training goes on, but not "
-            "bit for bit as it would have. Is it another environment, or does it draw random numbers from elsewhere than "
-            "`np_random` and the global generators? Those can't be restored."
+            "The environment does not start its episodes as in the saved run. Training continues, but not bit for bit as it "
+            "would have. Is it another environment? Or does it draw random numbers from a source other than `np_random` and "
+            "the global generators? Such numbers can't be restored."
         )
 
 
@@ -498,26 +518,26 @@ def save_run(model: OffPolicyAlgorithm, folder: str | Path, keep: int, before_st
     Write a checkpoint of a run, see ``FlowRL.save_checkpoint``.
 
     :param model: the model
-    :param folder: where the checkpoints are
-    :param keep: how many of them stay
-    :param before_step: as for :func:`begin_episodes`
+    :param folder: folder of the checkpoints
+    :param keep: number of newest complete checkpoints to keep
+    :param before_step: as for :func:`save_episode_start`
     :return: the checkpoint's own folder
-    :raises ValueError: if the model has no environment or no replay buffer, as one that was loaded for prediction
+    :raises ValueError: if the model has no environment or no replay buffer, like one that was loaded for prediction
     """
     if model.env is None or model.replay_buffer is None:
         raise ValueError(
-            "A checkpoint is of a run, but this model has no environment to run in. Give it one with `set_env`, or, if it is "
-            "only to be used for prediction, use `save`."
+            "A checkpoint saves a run, but this model has no environment to run in. Give it one with `set_env`. To save the "
+            "model for prediction only, use `save`."
         )
     check_positive_int("keep", keep)  # before the environment is touched
     check_finite(model)
     try:
         run_identity.check_folder(model, resolve_folder(folder))
     except run_identity.OtherRunError as error:
-        warnings.warn(f"{error} Both runs' checkpoints stay, and the newest of all is the one that is loaded.")
+        warnings.warn(f"{error} The checkpoints of both runs stay. Loading takes the newest one of all.")
     identity = run_identity.identity_of(model)
-    state = dict(begin_episodes(model, before_step), has_cut_episodes=identity.has_cut_episodes)
-    # In memory first: so much is small, and a disk that is full shows itself as the OSError that it is
+    state = dict(save_episode_start(model, before_step), has_cut_episodes=identity.has_cut_episodes)
+    # In memory first: the networks are small, and a full disk is then reported as the OSError that it is
     networks = pickling.save_model(model)
     files: dict[str, FileWriter] = {
         "model.zip": lambda file: file.write(networks),
@@ -529,8 +549,10 @@ def save_run(model: OffPolicyAlgorithm, folder: str | Path, keep: int, before_st
 
 def check_finite(model: OffPolicyAlgorithm) -> None:
     """
+    Check that the networks and optimizers hold only finite values.
+
     :param model: the model
-    :raises CheckpointError: if its networks or optimizers hold NaN or infinite values, naming the first that does
+    :raises CheckpointError: if there are NaN or infinite values; the message names the first tensor that holds any
     """
     state_names, variable_names = model._get_torch_save_params()
     tensors = {name: recursive_getattr(model, name) for name in variable_names}
@@ -545,14 +567,14 @@ def check_finite(model: OffPolicyAlgorithm) -> None:
     if bad:
         n_bad = int((~th.isfinite(floats[bad[0]])).sum())
         raise CheckpointError(
-            f"No checkpoint is saved at step {model.num_timesteps}, as the networks have diverged: of {bad[0]} {n_bad} of "
-            f"{floats[bad[0]].numel()} values are not finite{f', and {len(bad) - 1} more tensors' if bad[1:] else ''}. The "
-            "checkpoints that were there are untouched."
+            f"No checkpoint is saved at step {model.num_timesteps} because the networks have diverged: {n_bad} of "
+            f"{floats[bad[0]].numel()} values of {bad[0]} are not finite"
+            f"{f' ({len(bad) - 1} more tensors hold such values)' if bad[1:] else ''}. Existing checkpoints are unchanged."
         )
 
 
 def _tensors_of(name: str, state: Any) -> dict[str, th.Tensor]:
-    """The tensors of nested dictionaries, by their keys joined by dots."""
+    """Collect the tensors of nested dictionaries, by their keys joined with dots."""
     if isinstance(state, th.Tensor):
         return {name: state}
     if not isinstance(state, Mapping):
@@ -562,17 +584,18 @@ def _tensors_of(name: str, state: Any) -> dict[str, th.Tensor]:
 
 def check_savable(model: OffPolicyAlgorithm) -> None:
     """
-    Try all that a checkpoint needs but the transitions and the disk, before any work is lost.
+    Check that everything in a checkpoint but the transitions can be saved, without using the disk.
+
+    This finds errors before any work is lost.
 
     :param model: the model
-    :raises CheckpointError: naming what can't be pickled
+    :raises CheckpointError: if something can't be pickled; the message names it
     """
     pickling.save_model(model)
     if model.replay_buffer is not None:
         empty, names = _pack(model.replay_buffer, 0)
-        parts = (
-            empty.__getstate__() if isinstance(empty, HerReplayBuffer) else vars(empty)
-        )  # the former without its environment
+        # HER's state leaves out its environment
+        parts = empty.__getstate__() if isinstance(empty, HerReplayBuffer) else vars(empty)
         pickling.check_picklable("the replay buffer's", (empty, names), parts)
     if model.env is not None:
         for class_name, state in wrapper_states(model.env):
@@ -581,7 +604,7 @@ def check_savable(model: OffPolicyAlgorithm) -> None:
 
 def load_run(model: OffPolicyAlgorithm, path: Path) -> None:
     """
-    Restore what belongs to a run beside the networks, see ``FlowRL.load_checkpoint``.
+    Restore the state of a run besides its networks, see ``FlowRL.load_checkpoint``.
 
     :param model: the model, loaded from the checkpoint's ``model.zip``
     :param path: the checkpoint's own folder
@@ -592,11 +615,11 @@ def load_run(model: OffPolicyAlgorithm, path: Path) -> None:
     run_identity.warn_of_other_versions(path, manifest)
     state = pickling.load(path / "run_state.pkl")
     if state["n_envs"] != model.n_envs:
-        raise ValueError(f"The checkpoint is of a run with n_envs={state['n_envs']}, but the one given has {model.n_envs}.")
+        raise ValueError(f"The checkpoint's run has n_envs={state['n_envs']}, but the given environment has {model.n_envs}.")
     load_replay_buffer(model, path / "replay_buffer.pkl")
     identity = run_identity.Identity(manifest.get("run"), state.get("has_cut_episodes", False))
     run_identity.set_identity(model, identity)
-    resume_episodes(model, state)
+    restore_episode_start(model, state)
 
 
 def load_newest_run(
@@ -608,24 +631,24 @@ def load_newest_run(
     arguments: dict[str, Any] | None = None,
 ) -> SelfOffPolicyAlgorithm:
     """
-    Load the newest whole checkpoint of a run, see ``FlowRL.load_checkpoint``.
+    Load the newest complete checkpoint of a run, see ``FlowRL.load_checkpoint``.
 
-    :param algorithm: the model's class
-    :param folder: where the checkpoints are
-    :param env: the environment, made and wrapped as the run's was
+    :param algorithm: class of the model
+    :param folder: folder of the checkpoints
+    :param env: the environment, made and wrapped as in the run
     :param device: Device on which the code should run.
     :param custom_objects: as in ``load``
-    :param arguments: arguments of the model, which must be those of the run
+    :param arguments: arguments of the model, which must be the run's
     :return: the model
-    :raises CheckpointError: if there is no whole checkpoint, or something in it can't be unpickled
+    :raises CheckpointError: if there is no complete checkpoint, or something in it can't be unpickled
     :raises ValueError: if the environment or an argument is not the run's
     :raises TypeError: for an unknown argument
     """
     arguments = arguments or {}
     if env is None:
         raise run_identity.OtherRunError(
-            f"env=None, but the run in {folder} can go on in an environment only. Pass the one that it was made with, or, to "
-            "predict only, load the model.zip in one of its checkpoints with `load`."
+            f"env=None, but the run in {folder} needs an environment to continue. Pass the one that it was made with. For "
+            "prediction only, load the model.zip in one of its checkpoints with `load`."
         )
     run_identity.check_argument_names(algorithm, arguments)
     env = as_env(env, 0)

@@ -25,8 +25,9 @@ SelfSavable = TypeVar("SelfSavable", bound="SavableAlgorithm")
 
 class ParameterMismatchError(ValueError, RuntimeError):
     """
-    Parameters are missing, or are those of another kind of model. Also a ``RuntimeError``, as SB3's ``load`` takes any other
-    ``ValueError`` for a sign of an old file.
+    Raised when parameters are missing or belong to another kind of model.
+
+    It is also a ``RuntimeError``, because SB3's ``load`` takes any other ``ValueError`` for a sign of an old file.
     """
 
 
@@ -54,13 +55,13 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         **kwargs,
     ) -> SelfSavable:
         """
-        Load a model from a zip-file, as in SB3. One that was saved before the defaults changed is what it was.
+        Load a model from a zip file, as in SB3. A model from before the defaults changed keeps its old defaults.
 
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained
-            model), has priority over any saved environment
+        :param path: path of the file (or a file-like object) to load the model from
+        :param env: the new environment to run the loaded model in, instead of any saved environment (can be None if you only
+            need prediction from a trained model)
         :param device: Device on which the code should run.
-        :param custom_objects: objects to put in the place of the saved ones, by their names
+        :param custom_objects: objects that replace the saved ones, by name
         :param print_system_info: Whether to print system info from the saved model and the current system info
         :param force_reset: Force call to ``reset()`` before training
         :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
@@ -86,18 +87,19 @@ class SavableAlgorithm(OffPolicyAlgorithm):
 
     def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
         """
-        Save all that training needs to go on bit for bit, the replay buffer included, so that nothing is lost when the
-        process is killed, be it while saving. To save the model alone, use ``save``.
+        Save everything that training needs to continue bit for bit, including the replay buffer.
 
-        It is taken between calls of ``learn``, or within them by ``ResumableCheckpointCallback``; best when every environment
-        has just ended an episode, as episodes under way can't be saved, and are ended. What a checkpoint can't hold: an
-        environment's state besides its ``np_random``, and the states of callbacks and loggers.
+        Nothing is lost if the process is killed, even while it saves. To save only the model, use ``save``.
 
-        :param folder: where the checkpoints are, for this run alone; each gets a folder of its own in it
-        :param keep: how many of the newest checkpoints stay
+        Call it between calls of ``learn``; ``ResumableCheckpointCallback`` saves within them. The best moment is when every
+        environment has just ended an episode, because unfinished episodes can't be saved and are truncated. A checkpoint can't
+        hold an environment's state other than its ``np_random``, nor the states of callbacks and loggers.
+
+        :param folder: folder of this run's checkpoints and no other's. Each checkpoint gets its own folder in it
+        :param keep: number of newest complete checkpoints to keep
         :return: the new checkpoint's own folder
-        :raises CheckpointError: if it can't be written, or networks or optimizers hold values that are not finite; older ones
-            stay as they are
+        :raises CheckpointError: if the checkpoint can't be written, or networks or optimizers hold values that are not finite.
+            Older checkpoints stay as they are
         :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
         """
         return save_run(self, folder, keep, self._generators_before_step)
@@ -112,30 +114,31 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         **kwargs,
     ) -> SelfSavable:
         """
-        Load the newest whole checkpoint of a run. Go on with ``learn(..., reset_num_timesteps=False)``.
+        Load the newest complete checkpoint of a run.
 
-        A checkpoint holds pickles, which can run any code: load only those that you trust.
+        Continue training with ``learn(..., reset_num_timesteps=False)``. A checkpoint holds pickles, which can run any code:
+        load only checkpoints that you trust.
 
-        :param folder: where the checkpoints are
-        :param env: the environment, made and wrapped as the run's was; the options of VecNormalize are those of the one given,
-            its statistics the run's
+        :param folder: folder of the run's checkpoints
+        :param env: the environment, made and wrapped as in the run. VecNormalize keeps the options of the given environment,
+            and gets the statistics of the run
         :param device: Device on which the code should run.
         :param custom_objects: as in ``load``
-        :param kwargs: arguments that the run's model was made with. They change nothing, but if one is not the run's it is an
-            error, so that no run goes on in the place of another. Only ``verbose`` and ``tensorboard_log`` may differ
+        :param kwargs: arguments that the run's model was made with. They change nothing, but one that differs from the run's
+            is an error, so that no other run is continued by mistake. Only ``verbose`` and ``tensorboard_log`` may differ
         :return: the model
-        :raises CheckpointError: if there is no whole checkpoint, or something in it can't be loaded here
+        :raises CheckpointError: if there is no complete checkpoint, or something in it can't be loaded here
         :raises ValueError: if the environment or an argument is not the run's
         """
         return load_newest_run(cls, folder, env, device, custom_objects, kwargs)
 
     def save_policy_safe(self, path: str | Path) -> None:
         """
-        Save what inference needs in a file without pickles, see ``sb3_flowrl.export.save_policy_safe``.
+        Save what inference needs to a file without pickles, see ``sb3_flowrl.export.save_policy_safe``.
 
-        :param path: the file to write, usually ``*.safetensors``
-        :raises ValueError: for what such a file can't hold, such as a features extractor of the user's own
-        :raises ImportError: without safetensors
+        :param path: file to write, usually ``*.safetensors``
+        :raises ValueError: for what such a file can't hold, such as a custom features extractor
+        :raises ImportError: if safetensors is not installed
         """
         save_policy_safe(self, path)
 
@@ -144,11 +147,11 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """
         Load a policy for inference without unpickling anything, see ``sb3_flowrl.export.load_policy_safe``.
 
-        :param path: the file that ``save_policy_safe`` wrote
+        :param path: file that ``save_policy_safe`` wrote
         :param device: Device on which the policy should be loaded.
         :return: the actor, with SB3's ``predict``
-        :raises PolicyFileError: if the file is not, or no longer, what ``save_policy_safe`` wrote
-        :raises ImportError: without safetensors
+        :raises PolicyFileError: if ``save_policy_safe`` did not write the file, or if it has changed since
+        :raises ImportError: if safetensors is not installed
         """
         return load_policy_safe(path, device)
 
@@ -164,15 +167,15 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters from a given zip-file or a nested dictionary, as in SB3.
+        Load parameters from a zip file or a nested dictionary, as in SB3.
 
         :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
             containing nn.Module parameters used by the policy.
         :param exact_match: If True, the given parameters should include parameters for each module and each of their
             parameters, otherwise raises an Exception.
         :param device: Device on which the code should run.
-        :raises ValueError: if names are missing, if the coefficient of the spread is learned here and not there, or there and
-            not here, or if a file's networks take the keys of Dict observations in another order
+        :raises ValueError: if names are missing, if ``spread_coef`` is learned in only one of the two models, or if a file's
+            networks take the keys of Dict observations in another order
         """
         params = load_path_or_dict
         if not isinstance(params, dict):
@@ -181,22 +184,22 @@ class SavableAlgorithm(OffPolicyAlgorithm):
                 and legacy.was_made_with_sorted_keys(params) != self.has_sorted_keys
             ):
                 raise ValueError(
-                    "Either this model or the file is of a version of sb3_flowrl whose networks took the keys of Dict "
-                    "observations in sorted order, and the other is not. Load the file with FlowRL.load instead."
+                    "The networks of old versions of sb3_flowrl take the keys of Dict observations in sorted order. Either "
+                    "this model or the file is from such a version, but not both. Load the file with FlowRL.load instead."
                 )
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
         missing = [name for name in self._get_torch_save_params()[0] if name not in params]
         if exact_match and missing and missing != ["spread_coef_optimizer"]:
             raise ParameterMismatchError(
-                f"Names of parameters do not match this model's: {', '.join(map(repr, missing))} missing from the given "
+                f"Names of parameters do not match this model's: missing {', '.join(map(repr, missing))}, given "
                 f"{', '.join(map(repr, params)) or 'none'}. Pass exact_match=False to set only those that are given."
             )
         is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
         if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
             raise ParameterMismatchError(
-                f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
-                f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
-                f'spread_coef="auto".'
+                f"The parameters are from a model whose spread_coef is {'learned' if was_learned else 'not learned'}, but "
+                f"this model has spread_coef={self.spread_coef!r}. Load them into a model "
+                f'{"with, for example," if was_learned else "without"} spread_coef="auto".'
             )
         params = legacy.stacked_parameters(self.policy, params)
         super().set_parameters(params, exact_match=exact_match, device=device)
@@ -213,7 +216,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
             "_captured_step",
             "_diverged",
             "_run_identity",
-            "lr_schedule",  # made of `learning_rate`
+            "lr_schedule",  # made from `learning_rate`
         ]
         return [*super()._excluded_save_params(), *aliases, *own]
 

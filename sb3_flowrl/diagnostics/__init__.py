@@ -1,5 +1,7 @@
 """
-What tells why a run learns or stalls: a callback that logs it, the measures that it logs, and a trial update before any step.
+Diagnostics that show why a run learns or stalls.
+
+They consist of a callback, the quantities that it logs, and a trial update before the first step.
 """
 
 from sb3_flowrl.diagnostics.callback import DiagnosticsCallback

@@ -1,6 +1,8 @@
 """
-Why a run learns or stalls: :class:`DiagnosticsCallback`, and how it gets from a model what the instruments
-(:mod:`sb3_flowrl.diagnostics.instruments`) take.
+A callback that shows why a run learns or stalls.
+
+:class:`DiagnosticsCallback` logs the quantities of :mod:`sb3_flowrl.diagnostics.instruments`. The other functions of this
+module get the inputs of these quantities from a model.
 
 B is the number of sampled transitions, A the number of action dimensions, and n the number of networks in a critic.
 """
@@ -45,20 +47,22 @@ from sb3_flowrl.stacked import StackedBatchNorm
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
 
-#: Actions of the policy that are drawn for each state.
+#: K, the number of actions that are drawn from the policy for each state.
 N_ACTIONS = 16
-#: Where an episode of the evaluation environment is cut that does not end by itself.
+#: Steps after which an evaluation episode is cut if it does not end by itself.
 MAX_EPISODE_STEPS = 10_000
 
 
-# --------------------------------------------------------------------------------------------- what they are computed from
+# ------------------------------------------------------------------------------------------------ inputs of the quantities
 
 
 def sample_replay(model: OffPolicyAlgorithm, sample_size: int) -> Batch:
     """
+    Sample transitions from the replay buffer as training does.
+
     :param model: a model with a replay buffer that is not empty
     :param sample_size: B
-    :return: transitions, drawn as training draws its own, and normalized and scaled as there
+    :return: transitions, normalized and scaled as in training
     """
     buffer = model.replay_buffer
     assert buffer is not None  # for mypy
@@ -71,9 +75,11 @@ def sample_replay(model: OffPolicyAlgorithm, sample_size: int) -> Batch:
 @th.no_grad()
 def policy_actions(model: OffPolicyAlgorithm, obs: PyTorchObs) -> th.Tensor:
     """
+    Draw stochastic actions from the policy.
+
     :param model: the model
     :param obs: observations, ``(B, *obs_shape)``
-    :return: :data:`N_ACTIONS` stochastic actions in [-1, 1] for each, ``(K, B, A)``
+    :return: :data:`N_ACTIONS` actions in [-1, 1] for each observation, ``(K, B, A)``
     """
     return th.stack([model.policy._predict(obs, deterministic=False) for _ in range(N_ACTIONS)])
 
@@ -81,7 +87,7 @@ def policy_actions(model: OffPolicyAlgorithm, obs: PyTorchObs) -> th.Tensor:
 @th.no_grad()
 def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
     """
-    What the last hidden layer of a critic's networks gives, or without hidden layers what the networks are given.
+    Return the outputs of the last hidden layer of a critic's networks, or their inputs if they have no hidden layers.
 
     :param critic: a critic of FlowRL, or one of SB3's form
     :param obs: observations, ``(B, *obs_shape)``
@@ -91,7 +97,7 @@ def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> t
     if isinstance(critic, FlowCritic):
         x = th.cat([critic.features(obs), actions.float()], dim=1)
         layers = list(critic.networks)[:-1]
-        # A normalisation that comes after the activation is none of the hidden layer's
+        # A normalization after the activation does not belong to the hidden layer
         hidden: Sequence[Callable[[th.Tensor], th.Tensor]] = (
             layers[:-1] if layers and isinstance(layers[-1], StackedBatchNorm) else layers
         )
@@ -104,6 +110,8 @@ def hidden_features(critic: BaseModel, obs: PyTorchObs, actions: th.Tensor) -> t
 @th.no_grad()
 def clipped_values(critic: FlowCritic, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
     """
+    Return a critic's clipped values.
+
     :param critic: Q_π or Q_β*
     :param obs: observations, ``(B, *obs_shape)``
     :param actions: actions in [-1, 1], ``(B, A)``
@@ -114,10 +122,10 @@ def clipped_values(critic: FlowCritic, obs: PyTorchObs, actions: th.Tensor) -> t
 
 class ActorTerms(NamedTuple):
     """
-    The actor's loss in two.
+    Gradients of the two terms of the actor's loss.
 
-    :ivar q: gradients of -mean(Q_π), one for each parameter of the actor, of its shape
-    :ivar constraint: gradients of the weighted flow-matching loss, the same
+    :ivar q: gradients of -mean(Q_π), one for each parameter of the actor, of the same shape
+    :ivar constraint: gradients of the weighted flow-matching loss, likewise
     :ivar logs: the loss and its parts, by name
     """
 
@@ -128,15 +136,15 @@ class ActorTerms(NamedTuple):
 
 def actor_terms(model: "FlowRL", batch: Batch, noise: FlowNoise) -> ActorTerms:
     """
-    The gradients of the two terms of the actor's loss (paper, Eq. 22), as an update would have them, in float32. They are
-    returned, and not left in ``.grad``.
+    Compute the gradients of the two terms of the actor's loss (paper, Eq. 22) in float32.
 
-    The loss is training's own, ``update.actor_loss``: once as it is, and once with weights of 0, where the Q term remains.
-    What is between them is the constraint's. A spread's term (``spread_coef``) is left out.
+    They are the gradients of an update, but are returned and not left in ``.grad``. The loss is that of training,
+    ``update.actor_loss``. It is differentiated once as it is, and once with weights of 0, where only the Q term remains. The
+    difference is the gradient of the constraint. A spread's term (``spread_coef``) is left out.
 
     :param model: the model
     :param batch: replay samples
-    :param noise: random numbers as of one update
+    :param noise: random numbers as for one update
     :return: the gradients, and the values
     """
     settings = model.settings._replace(precision="float32")
@@ -160,8 +168,9 @@ def _actor_gradients(
 
 class Episode(NamedTuple):
     """
-    One episode of the policy, in what the critic sees: normalized as the training environment's VecNormalize would, and with
-    rewards at the scale of the updates.
+    One episode of the policy, as the critic sees it.
+
+    The training environment's VecNormalize normalizes observations and rewards, and rewards have the scale of the updates.
 
     :ivar observations: as the policy takes them, ``(T, *obs_shape)``
     :ivar actions: in [-1, 1], ``(T, A)``
@@ -185,21 +194,21 @@ def play_episode(model: OffPolicyAlgorithm, env: gym.Env, seed: int) -> Episode:
     :return: the episode, cut after :data:`MAX_EPISODE_STEPS` steps
     """
     normalizer = model.get_vec_normalize_env()
-    seen: list[Any] = []
+    observations: list[Any] = []
     scaled_actions: list[np.ndarray] = []
     rewards: list[float] = []
     obs, _ = env.reset(seed=seed)
     terminated = truncated = False
     while not (terminated or truncated) and len(rewards) < MAX_EPISODE_STEPS:
-        seen.append(obs if normalizer is None else normalizer.normalize_obs(obs))
-        action, _ = model.policy.predict(seen[-1], deterministic=False)
+        observations.append(obs if normalizer is None else normalizer.normalize_obs(obs))
+        action, _ = model.policy.predict(observations[-1], deterministic=False)
         scaled_actions.append(model.policy.scale_action(action).flatten())
         obs, reward, terminated, truncated, _ = env.step(action)
         rewards.append(float(reward))
-    keys = seen[0].keys() if isinstance(seen[0], dict) else None
-    together = np.stack(seen) if keys is None else {key: np.stack([each[key] for each in seen]) for key in keys}
+    keys = observations[0].keys() if isinstance(observations[0], dict) else None
+    stacked = np.stack(observations) if keys is None else {key: np.stack([each[key] for each in observations]) for key in keys}
     return Episode(
-        model.policy.obs_to_tensor(together)[0],
+        model.policy.obs_to_tensor(stacked)[0],
         th.as_tensor(np.stack(scaled_actions), dtype=th.float32, device=model.device),
         (np.array(rewards) if normalizer is None else normalizer.normalize_reward(np.array(rewards))) / scale_of(model),
         terminated,
@@ -208,10 +217,13 @@ def play_episode(model: OffPolicyAlgorithm, env: gym.Env, seed: int) -> Episode:
 
 def q_errors(model: "FlowRL", episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     """
+    Compare Q_π with the returns of an episode.
+
+    Both results cover only the steps whose return is known, see :func:`n_steps_with_known_return`.
+
     :param model: the model
     :param episode: an episode of its policy
-    :return: the clipped Q_π(s_t, a_t) less the return from there on, and that return, at the steps where it is known (see
-        :func:`n_steps_with_known_return`), ``(steps,)`` each
+    :return: the clipped Q_π(s_t, a_t) minus the return from there on, and that return, ``(steps,)`` each
     """
     n_steps = n_steps_with_known_return(len(episode.rewards), episode.terminated, model.gamma)
     returns = discounted_returns(episode.rewards, model.gamma)
@@ -224,36 +236,39 @@ def q_errors(model: "FlowRL", episode: Episode) -> tuple[np.ndarray, np.ndarray]
 
 class DiagnosticsCallback(BaseCallback):
     """
-    Log what tells why a run learns or stalls, under ``diagnostics/`` in SB3's logger, and so in its CSV and TensorBoard files.
+    Log quantities that show why a run learns or stalls.
 
-    The quantities are in :mod:`sb3_flowrl.diagnostics.instruments`. The callback measures on a sample of the replay buffer,
-    between rollouts or when training ends: once the first updates are made, and then whenever ``every`` more steps are done.
-    It draws no random number of training's and changes no network: a run with it is, bit for bit, the run without it.
+    They appear under ``diagnostics/`` in SB3's logger, and so in its CSV and TensorBoard files. They are explained in
+    :mod:`sb3_flowrl.diagnostics.instruments`.
 
-    Logged for FlowRL, SAC, TD3 and what is built like them (the critic's where it has ``q_networks``):
+    The callback measures on a sample of the replay buffer, between rollouts or when training ends. It measures once the first
+    updates are done, and then whenever ``every`` more steps are done. It uses none of training's random numbers and changes
+    no network: a run with it is, bit for bit, the run without it.
+
+    Logged for FlowRL, SAC, TD3 and similar algorithms (quantities of the critic only if it has ``q_networks``):
 
     - ``action_spread``, ``saturated_actions``: see :func:`action_spread` (TD3's is 0) and :func:`saturated_share`
     - ``critic_rank``, ``critic_feature_norm``, ``critic_dead_units``: of the last hidden layer of Q_π at the buffer's actions,
       see :func:`effective_rank`, :func:`feature_norm` and :func:`dead_share`
 
-    For FlowRL alone:
+    Logged for FlowRL only:
 
     - ``behavior_advantage``, ``guidance_active``: see :func:`behavior_advantage`
     - ``q_gradient_norm``, ``constraint_gradient_norm``, ``gradient_cosine``: of the Q term and of the weighted flow-matching
-      loss, at the actor's parameters, see :func:`actor_terms`
-    - ``weighted_flow_matching_loss``, which has λ in it, and ``w2_coef``, which is λ
-    - with ``eval_env`` ``q_bias``, the mean error of Q_π against the discounted returns of episodes with stochastic actions,
-      and ``monte_carlo_return``, the mean of these returns, see :func:`q_errors`. (SAC's values hold an entropy as well, and
-      can't be compared so)
+      loss, with respect to the actor's parameters, see :func:`actor_terms`
+    - ``weighted_flow_matching_loss``, which includes λ, and ``w2_coef``, which is λ
+    - ``q_bias`` and ``monte_carlo_return``, with ``eval_env``: the mean error of Q_π against the discounted returns of
+      episodes with stochastic actions, and the mean of these returns, see :func:`q_errors`. SAC's values also include an
+      entropy, so they can't be compared in this way
 
-    :param every: environment steps, of all environments together, between measurements
-    :param eval_env: environment to play the episodes in, whose returns Q_π is compared with; ``None`` leaves that out.
-        Another one than the training environment's, and without VecNormalize, whose statistics are taken from there. Where a
-        time limit cuts an episode, its last steps have no known return (the last 458 for γ = 0.99): give it a longer one
-        where that leaves too few
+    :param every: environment steps between measurements, counted over all environments
+    :param eval_env: environment whose returns Q_π is compared with; ``None`` leaves this comparison out. It
+        must not be the training environment, and must not be wrapped in VecNormalize, because the training environment's
+        statistics are used. If a time limit cuts an episode, its last steps have no known return (the last 458 for γ = 0.99).
+        Give it a longer limit if too few steps are left
     :param n_eval_episodes: episodes to play at each measurement
     :param sample_size: transitions in the sample; the critic's rank is at most this
-    :param seed: seed of the measurements, of which each starts anew
+    :param seed: seed of the measurements; each one starts from it
     :raises ValueError: when training starts, if the model can't be measured or the environment does not fit it
     """
 
@@ -273,7 +288,7 @@ class DiagnosticsCallback(BaseCallback):
         check_positive_int("sample_size", sample_size)
         if eval_env is not None:
             try:
-                eval_env = _patch_env(eval_env)  # one of OpenAI's gym is wrapped, as the training environment is
+                eval_env = _patch_env(eval_env)  # wraps an environment of OpenAI's gym, as for the training environment
             except ValueError as error:
                 raise ValueError(
                     f"eval_env={eval_env!r} must be a single gymnasium environment, such as gym.make('Pendulum-v1')."
@@ -287,7 +302,7 @@ class DiagnosticsCallback(BaseCallback):
         name = type(model).__name__
         if not (isinstance(model, OffPolicyAlgorithm) and hasattr(model, "actor") and hasattr(model, "critic")):
             raise ValueError(
-                f"DiagnosticsCallback measures an actor, critics and a replay buffer, but {name} has not all three."
+                f"DiagnosticsCallback measures an actor, critics and a replay buffer, but {name} does not have all three."
             )
         if self.eval_env is None:
             return
@@ -295,12 +310,12 @@ class DiagnosticsCallback(BaseCallback):
             raise ValueError(f"The bias of Q is measured for FlowRL only, not for {name}. Leave eval_env out.")
         base = self.training_env.unwrapped
         if isinstance(base, DummyVecEnv) and any(env.unwrapped is self.eval_env.unwrapped for env in base.envs):
-            raise ValueError("eval_env is the training environment, whose episodes it would break into. Make another one.")
-        wrapped = model._wrap_env(self.eval_env, monitor_wrapper=False)  # as the training environment was: images transposed
+            raise ValueError("eval_env is the training environment, and would interrupt its episodes. Make another one.")
+        wrapped = model._wrap_env(self.eval_env, monitor_wrapper=False)  # like the training environment: transposes images
         theirs, ours = (wrapped.observation_space, wrapped.action_space), (model.observation_space, model.action_space)
         if theirs != ours:
             raise ValueError(
-                f"eval_env has the spaces {theirs}, but the model {ours}. Make it as the training environment is."
+                f"eval_env has the spaces {theirs}, but the model has {ours}. Make it like the training environment."
             )
 
     def _is_flowrl(self) -> bool:
@@ -310,13 +325,13 @@ class DiagnosticsCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:
-            self.last_measured = None  # another run
+            self.last_measured = None  # a new run
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        # Here the last step is stored and its updates are made
+        # Here the last step is stored and its updates are done
         self._measure_if_due()
 
     def _on_training_end(self) -> None:
@@ -324,7 +339,7 @@ class DiagnosticsCallback(BaseCallback):
 
     def _measure_if_due(self) -> None:
         buffer = self.model.replay_buffer
-        # As for training itself: some buffers, such as HER's, can't be sampled before
+        # Not before training does: until then, some buffers, such as HER's, can't be sampled
         if buffer is None or buffer.size() == 0 or self.num_timesteps <= self.model.learning_starts:
             return
         if self.last_measured is not None and self.num_timesteps // self.every == self.last_measured // self.every:
@@ -334,21 +349,23 @@ class DiagnosticsCallback(BaseCallback):
 
     def _keep(self, measured: dict[str, float]) -> None:
         """
-        Do with the measurements what is to be done with them.
+        Log the measurements.
 
-        :param measured: the quantities under their names
+        :param measured: the quantities by name
         """
         for name, value in measured.items():
             self.logger.record(f"diagnostics/{name}", value)
-        # So that they stand at this step, as EvalCallback does it: the next dump is episodes away
+        # Log them at this step, as EvalCallback does; the next dump may be episodes away
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
     def measure(self) -> dict[str, float]:
         """
-        Measure now. Training's random numbers, the networks and their gradients stay as they are.
+        Measure now.
 
-        :return: the quantities under their names
+        Training's random numbers, the networks and their gradients stay as they are.
+
+        :return: the quantities by name
         """
         policy = self.model.policy
         was_training = policy.training
@@ -357,15 +374,15 @@ class DiagnosticsCallback(BaseCallback):
             with own_random_numbers(self.seed, self.model.device):
                 batch = sample_replay(self.model, self.sample_size)
                 actions = policy_actions(self.model, batch.observations)
-                found = {"action_spread": action_spread(actions), "saturated_actions": saturated_share(actions)}
-                found.update(self._critic_numbers(batch))
+                measured = {"action_spread": action_spread(actions), "saturated_actions": saturated_share(actions)}
+                measured.update(self._critic_numbers(batch))
                 if self._is_flowrl():
-                    found.update(self._flowrl_numbers(batch, actions[0]))
+                    measured.update(self._flowrl_numbers(batch, actions[0]))
                 if self.eval_env is not None:
-                    found.update(self._bias_numbers(self.eval_env))
+                    measured.update(self._bias_numbers(self.eval_env))
         finally:
             policy.set_training_mode(was_training)
-        return found
+        return measured
 
     def _critic_numbers(self, batch: Batch) -> dict[str, float]:
         critic = cast(BaseModel, self.model.critic)  # type: ignore[attr-defined]
@@ -399,8 +416,8 @@ class DiagnosticsCallback(BaseCallback):
         errors, returns = (np.concatenate(each) for each in zip(*(q_errors(model, each) for each in episodes), strict=True))
         if errors.size == 0:
             warnings.warn(
-                f"No bias of Q at step {self.num_timesteps}: the time limit of eval_env cuts its episodes after "
-                f"{max(len(each.rewards) for each in episodes)} steps or fewer, when what follows still counts at "
+                f"The bias of Q is not measured at step {self.num_timesteps}: the time limit of eval_env cuts its episodes "
+                f"after at most {max(len(each.rewards) for each in episodes)} steps, when later rewards still count at "
                 f"gamma={model.gamma}. Give eval_env a longer time limit, as in gym.make(id, max_episode_steps=...)."
             )
             return {}

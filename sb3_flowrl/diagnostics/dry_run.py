@@ -1,5 +1,5 @@
 """
-A trial of an update on made-up data, so that arguments that can't work are an error before the first environment step.
+A trial update on made-up data, so that arguments that can't work raise an error before the first environment step.
 """
 
 import copy
@@ -18,33 +18,35 @@ from sb3_flowrl.guidance import GuidanceError
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
 
-#: Transitions of the trial batch.
+#: Number of transitions in the trial batch.
 N_ROWS = 4
 
 
 def try_out(model: "FlowRL") -> None:
     """
-    Draw action noise and take one gradient step, with copies of both: the model and all random numbers stay as they are.
+    Draw action noise and take one gradient step, both on copies.
+
+    The model and all random numbers stay as they are.
 
     :param model: a model whose networks and replay buffer have been made
-    :raises ValueError: if that fails, saying why and which arguments to look at
+    :raises ValueError: if that fails; the message says why, and which arguments to look at
     """
     with own_random_numbers(0, model.device):
         check_action_noise(model)
         try:
-            rehearsal = copy_of(model)
-        except Exception:  # a part of the user's own that can't be copied may still be trained
+            trial = copy_of(model)
+        except Exception:  # a custom part that can't be copied may still be trained
             return
         try:
-            rehearsal.policy.set_training_mode(True)
-            rehearsal._gradient_step(make_batch(model), True, th.zeros((), device=model.device, dtype=th.float32))
-        except GuidanceError:  # which says all by itself
+            trial.policy.set_training_mode(True)
+            trial._gradient_step(make_batch(model), True, th.zeros((), device=model.device, dtype=th.float32))
+        except GuidanceError:  # its message is enough
             raise
         except Exception as error:
             raise ValueError(
                 f"An update fails with {type(error).__name__}: {error}\nOne of these arguments does not work: "
-                f"guidance={model.guidance!r}, policy_kwargs={model.policy_kwargs!r} (above all optimizer_class and "
-                "optimizer_kwargs, activation_fn, features_extractor_class)."
+                f"guidance={model.guidance!r}, policy_kwargs={model.policy_kwargs!r} (look first at optimizer_class, "
+                "optimizer_kwargs, activation_fn and features_extractor_class)."
             ) from error
 
 
@@ -53,7 +55,7 @@ def copy_of(model: "FlowRL") -> "FlowRL":
     Copy what an update changes.
 
     :param model: the model
-    :return: a model with copies of the networks and optimizers, and all else in common
+    :return: a model with copies of the networks and optimizers that shares everything else
     """
     copied = copy.copy(model)
     copied.policy, copied.compile = copy.deepcopy(model.policy), False

@@ -1,5 +1,7 @@
 """
-An actor, without its weights, as JSON, and back. What comes back from JSON is not trusted: it is checked before it is built.
+Descriptions of actors, without their weights, as JSON.
+
+A description from a file is not trusted: it is checked before the actor is built.
 """
 
 import math
@@ -21,7 +23,7 @@ from sb3_flowrl.checks import (
 )
 from sb3_flowrl.networks import FlowActor, float32_by_default
 
-# What a description may ask for at most, well above what a policy needs
+# Limits for a description, well above what a policy needs
 MAX_OBSERVATION_SIZE = 2**22
 MAX_AXES = 8
 MAX_IMAGES = 64
@@ -36,16 +38,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _
 EXTRACTORS: dict[str, type] = {cls.__name__: cls for cls in (CombinedExtractor, FlattenExtractor, NatureCNN)}
 BOX_DTYPES = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 
-#: The arguments of ``FlowActor`` that are plain values; a description holds the others in words.
+#: Arguments of ``FlowActor`` that JSON can hold as they are. The others are described.
 _PLAIN_ARGUMENTS = ("net_arch", "layer_norm", "normalize_images", "flow_steps", "ode_solver", "noise_clip")
 _OTHER_ARGUMENTS = ("observation_space", "action_space", "activation_fn", "features_extractor", "features_dim")
 
 
 def describe_actor(actor: FlowActor) -> dict[str, Any]:
     """
+    Describe an actor as JSON.
+
     :param actor: the actor
-    :return: what JSON can hold and :func:`build_actor` builds such an actor from
-    :raises ValueError: for what that can't be done with, such as a features extractor or an activation of the user's own
+    :return: a description that :func:`build_actor` builds such an actor from
+    :raises ValueError: if that is not possible, for example with a custom features extractor or activation
     """
     _known_name("actor", type(actor), {"FlowActor": FlowActor})
     arguments = actor._get_constructor_parameters()
@@ -70,10 +74,11 @@ def describe_actor(actor: FlowActor) -> dict[str, Any]:
 @float32_by_default()
 def build_actor(description: dict[str, Any]) -> FlowActor:
     """
-    :param description: as :func:`describe_actor` returns it, but not yet trusted
-    :return: an actor with new weights. Its size is the description's: build it on the meta device unless that is known
-    :raises ValueError: for an argument that is unknown or out of range (what SB3, gymnasium and torch refuse, they refuse in
-        their own ways)
+    Build an actor from its description.
+
+    :param description: as :func:`describe_actor` returns it, but not trusted
+    :return: an actor with new weights. The description decides its size: build it on the meta device unless the size is known
+    :raises ValueError: for an argument that is unknown or out of range. SB3, gymnasium and torch raise errors of their own
     """
     plain_arguments = {name: description[name] for name in _PLAIN_ARGUMENTS}
     check_arguments({**ALGORITHM_CHECKS, **POLICY_CHECKS}, plain_arguments)
@@ -92,8 +97,8 @@ def build_actor(description: dict[str, Any]) -> FlowActor:
     make_extractor = EXTRACTORS[description["features_extractor"]]
     if isinstance(observation_space, spaces.Dict) != (make_extractor is CombinedExtractor):
         raise ValueError(
-            f"The features extractor {make_extractor.__name__} does not take observations of {observation_space}; for Dict "
-            "observations, and only for these, there is CombinedExtractor."
+            f"The features extractor {make_extractor.__name__} does not take observations of {observation_space}. Use "
+            "CombinedExtractor for Dict observations, and only for these."
         )
     features_extractor = make_extractor(observation_space, **description["features_extractor_kwargs"])
     return FlowActor(
@@ -108,15 +113,17 @@ def build_actor(description: dict[str, Any]) -> FlowActor:
 
 def describe_space(space: spaces.Space) -> dict[str, Any]:
     """
-    :param space: an observation or action space
-    :return: what JSON can hold and :func:`build_space` builds the space from, the bounds of a Box to the bit
-    :raises ValueError: for other spaces than SB3's policies take
+    Describe an observation or action space as JSON.
+
+    :param space: the space
+    :return: a description that :func:`build_space` builds the space from, with exactly the same bounds
+    :raises ValueError: for spaces that SB3's policies don't take
     """
-    kind: type = type(space)  # a class derived from these may be anything
+    kind: type = type(space)  # a derived class may behave in any way
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
-        kind = spaces.Box  # but these, and derived Dicts, have always been stored as the plain class
+        kind = spaces.Box  # but derived float64 Boxes, and derived Dicts, have always been stored as the plain class
     if isinstance(space, spaces.Dict):
-        # A list, as the order of the keys is that of the features
+        # A list, because the order of the keys is that of the features
         return {"type": "Dict", "spaces": [[key, describe_space(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Box) and kind is spaces.Box and space.dtype.name in BOX_DTYPES:
         bounds = {"low": _describe_bound(space.low), "high": _describe_bound(space.high)}
@@ -135,9 +142,11 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
 
 def build_space(description: dict[str, Any]) -> spaces.Space:
     """
-    :param description: as :func:`describe_space` returns it, but not yet trusted
+    Build a space from its description.
+
+    :param description: as :func:`describe_space` returns it, but not trusted
     :return: the space
-    :raises ValueError: for a space that is unknown or too large (what gymnasium refuses, it refuses in its own ways)
+    :raises ValueError: for a space that is unknown or too large. gymnasium raises errors of its own
     """
     if description["type"] != "Dict":
         return _build_simple_space(description, MAX_OBSERVATION_SIZE)
@@ -149,7 +158,7 @@ def build_space(description: dict[str, Any]) -> spaces.Space:
         parts.append((key, space))
     if not parts:
         raise ValueError("A Dict without spaces holds no observation.")
-    if n_images > MAX_IMAGES:  # each of which gets a network of its own
+    if n_images > MAX_IMAGES:  # each image gets its own network
         raise ValueError(f"A Dict of {n_images} images exceeds the {MAX_IMAGES} allowed in an observation.")
     return spaces.Dict(parts)
 
@@ -174,11 +183,11 @@ def _build_simple_space(description: dict[str, Any], room: int) -> spaces.Space:
         return spaces.MultiDiscrete(description["nvec"], start=description["start"])
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["n"])
-    raise ValueError(f"A space of type {kind!r} is not allowed here; Box, Discrete, MultiDiscrete and MultiBinary are.")
+    raise ValueError(f"A space of type {kind!r} is not allowed here. Allowed are Box, Discrete, MultiDiscrete, MultiBinary.")
 
 
 def _describe_bound(bound: np.ndarray) -> list[float | str]:
-    """One number for all where they are the same; infinities, which JSON lacks, as words."""
+    """List a bound's numbers, or a single one if all are the same. Infinities, which JSON lacks, become words."""
     flat = bound.reshape(-1)
     all_same = flat[:1].tobytes() * flat.size == flat.tobytes()
     return [str(x) if math.isinf(x) else x for x in (flat[:1] if all_same else flat).tolist()]
@@ -190,7 +199,7 @@ def _build_bound(values: list[float | str], dtype: np.dtype, shape: list[int]) -
 
 
 def _features_extractor_kwargs(actor: FlowActor) -> dict[str, Any]:
-    """From the extractor itself, as an actor does not keep the arguments that its extractor was made with."""
+    """Read the arguments of the features extractor from the extractor itself, because an actor does not keep them."""
     extractor, space = actor.features_extractor, actor.observation_space
     if isinstance(extractor, NatureCNN):
         return {"features_dim": extractor.features_dim, "normalized_image": not is_image_space(space)}

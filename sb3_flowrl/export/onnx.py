@@ -1,5 +1,7 @@
 """
-The policy as an ONNX file, for inference without PyTorch: from observations and noise to actions, with all preprocessing.
+The policy as an ONNX file, for inference without PyTorch.
+
+The file maps observations and noise to actions, including all preprocessing.
 """
 
 import importlib
@@ -19,13 +21,14 @@ from torch import nn
 from sb3_flowrl.export.safe_policy import inference_actor, write_atomically
 from sb3_flowrl.networks import FlowActor
 
-#: How far the file's actions, scaled to [-1, 1], may be from ``predict``'s: float32's rounding in another order.
+#: Largest difference allowed between the file's and ``predict``'s actions, scaled to [-1, 1]. Float32 operations in another
+#: order round differently.
 TOLERANCE = 1e-5
 
 
 class _Inference(nn.Module):
     """
-    All that ``predict`` does, as a function of tensors.
+    Everything that ``predict`` does, as a function of tensors.
 
     :param actor: the actor
     """
@@ -42,6 +45,8 @@ class _Inference(nn.Module):
 
     def forward(self, observation: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
+        Compute actions.
+
         :param observation: observations, ``(B, *obs_shape)``
         :param noise: base samples, ``(B, A)``; zeros give the deterministic action
         :return: actions in the action space, ``(B, *action_shape)``
@@ -53,18 +58,24 @@ class _Inference(nn.Module):
 
 def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike) -> None:
     """
-    Write the policy as an ONNX file. Its inputs are ``observation``, ``(B, *obs_shape)``, of the observation space's type, but
-    float32 for floating-point numbers, or for a Dict space one such input under each key; and ``noise``, ``(B, A)``, float32:
-    standard normal samples for a stochastic action, left out for the deterministic one. Its output is ``action``,
-    ``(B, *action_shape)``.
+    Write the policy as an ONNX file.
+
+    Its inputs are:
+
+    - ``observation``, ``(B, *obs_shape)``, of the observation space's type, but float32 for floating-point numbers. A Dict
+      space has one such input under each of its keys instead.
+    - ``noise``, ``(B, A)``, float32. Pass standard normal samples for a stochastic action, or leave it out for the
+      deterministic action.
+
+    Its output is ``action``, ``(B, *action_shape)``.
 
     :param policy_or_model: a ``FlowRL`` model, its policy, or its actor
-    :param path: the file to write. One that is there already is replaced at once or not at all
+    :param path: file to write. An existing file is replaced completely or not at all
     :raises ValueError: for a model with VecNormalize, and for a Dict space with a key that the graph uses, such as "noise"
-    :raises ImportError: without onnx or onnxscript
+    :raises ImportError: if onnx or onnxscript is not installed
     """
     _import("onnx")
-    _import("onnxscript")  # by which torch writes ONNX
+    _import("onnxscript")  # torch writes ONNX with it
     actor = inference_actor(policy_or_model)
     observation, dynamic = _example(actor)
     names = list(observation) if isinstance(observation, dict) else ["observation"]
@@ -80,21 +91,23 @@ def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.Path
             verbose=False,
         )
     assert program is not None  # for mypy
-    model = program.model_proto  # made anew by each access
+    model = program.model_proto  # each access makes a new one
     graph = model.graph
     _make_noise_optional(graph, names[0], actor.action_dim)
     inner_names = {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node))
     if taken := sorted(inner_names.intersection(names)):
-        raise ValueError(f"The keys {taken} of the observation space are names of the ONNX graph's own. Rename these keys.")
+        raise ValueError(f"The observation space has the keys {taken} that the ONNX graph uses itself. Rename these keys.")
     write_atomically(path, model.SerializeToString())
 
 
 def _make_noise_optional(graph: Any, observation_name: str, action_dim: int) -> None:
     """
-    Let the noise default to zeros, one row of which serves all observations. torch's exporter knows no defaults.
+    Let the noise default to zeros, with one row that serves all observations.
 
-    :param graph: the ONNX graph, which is changed
-    :param observation_name: an input that tells the number of observations
+    torch's exporter does not support defaults.
+
+    :param graph: the ONNX graph, changed in place
+    :param observation_name: an input whose first axis is the number of observations
     :param action_dim: A
     """
     from onnx import helper, numpy_helper
@@ -115,12 +128,12 @@ def _make_noise_optional(graph: Any, observation_name: str, action_dim: int) -> 
 
 def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike) -> float:
     """
-    Compare an ONNX file with the policy that it was written from, on 1000 random observations, with and without noise.
+    Compare an ONNX file with its policy on 1000 random observations, with and without noise.
 
-    :param policy_or_model: a ``FlowRL`` model, its policy, or its actor, on the CPU
+    :param policy_or_model: the ``FlowRL`` model, policy or actor that the file was written from, on the CPU
     :param path: the ONNX file
     :return: the largest absolute difference between the file's and ``predict``'s actions, both scaled to [-1, 1]
-    :raises ImportError: without onnxruntime
+    :raises ImportError: if onnxruntime is not installed
     """
     actor, run = inference_actor(policy_or_model), open_session(path)
     differences = []
@@ -130,14 +143,14 @@ def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | 
             with th.random.fork_rng(devices=[]):
                 th.manual_seed(seed)
                 expected, _ = actor.predict(observation, deterministic=deterministic)
-                th.manual_seed(seed)  # for the noise that predict drew
+                th.manual_seed(seed)  # to draw the noise that predict drew
                 noise = (th.zeros if deterministic else th.randn)(100, actor.action_dim, dtype=th.float32)
             differences.append(actor.scale_action(run(observation, noise.numpy())) - actor.scale_action(expected))
     return float(np.abs(differences).max())
 
 
 def _example(actor: FlowActor) -> tuple[Any, Any]:
-    """Two observations, as one would be taken for the only size, and which of their axes are dynamic."""
+    """Return two observations (the exporter would take a batch size of one for the only one) and their dynamic axes."""
 
     def example(space: spaces.Space) -> th.Tensor:
         return th.as_tensor(np.zeros((2, *(space.shape or ())), dtype=_input_type(space.dtype)), device=actor.device)
@@ -149,21 +162,34 @@ def _example(actor: FlowActor) -> tuple[Any, Any]:
 
 
 def _input_type(dtype: np.dtype | None) -> np.dtype:
-    """float32 for all floating-point numbers, which is what the networks see of them."""
+    """Return float32 for all floating-point types, because this is what the networks see, and other types as they are."""
     return np.dtype(np.float32) if np.issubdtype(dtype, np.floating) else np.dtype(dtype)
 
 
 def sample_observations(space: spaces.Space, n: int) -> Any:
+    """
+    Sample random observations.
+
+    :param space: the observation space
+    :param n: number of observations
+    :return: observations, ``(n, *obs_shape)``, or a dict of these for a Dict space
+    """
     if isinstance(space, spaces.Dict):
         return {key: sample_observations(part, n) for key, part in space.spaces.items()}
     return np.stack([space.sample() for _ in range(n)])
 
 
 def open_session(path: str | os.PathLike) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """The ONNX file as a function of observations, ``(B, *obs_shape)``, and noise, ``(B, A)``."""
+    """
+    Open an ONNX file as a function of observations and noise.
+
+    :param path: the ONNX file
+    :return: the function, from ``(B, *obs_shape)`` and ``(B, A)`` to actions, ``(B, *action_shape)``
+    :raises ImportError: if onnxruntime is not installed
+    """
     onnxruntime = _import("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # more only get in each other's way on networks of this size
+    options.intra_op_num_threads = 1  # more threads only get in each other's way with such small networks
     session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
     def run(observation: Any, noise: np.ndarray) -> np.ndarray:

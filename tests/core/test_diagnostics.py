@@ -353,7 +353,7 @@ def test_an_actor_that_is_frozen_has_gradients_of_zero(unused):
 def test_episodes_that_are_too_short_are_warned_about_and_give_no_bias():
     model = make_model(env=StepCountingEnv(False), learning_starts=10)
     callback = DiagnosticsCallback(every=100, eval_env=StepCountingEnv(False), sample_size=10)
-    with pytest.warns(UserWarning, match=r"after 3 steps.*gamma=0.99.*max_episode_steps"):
+    with pytest.warns(UserWarning, match=r"after at most 3 steps.*gamma=0.99.*max_episode_steps"):
         model.learn(12, callback=callback)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -377,9 +377,9 @@ def test_arguments_are_checked(kwargs, message):
 def test_what_can_not_be_measured_is_said_before_training():
     env = StepCountingEnv(True)
     for model, eval_env, message in (
-        (PPO("MlpPolicy", "Pendulum-v1"), None, "PPO has not all three"),
+        (PPO("MlpPolicy", "Pendulum-v1"), None, "PPO does not have all three"),
         (make_any(SAC), gym.make("Pendulum-v1"), "for FlowRL only, not for SAC. Leave eval_env out"),
-        (make_model(), StepCountingEnv(True), "Make it as the training environment is"),
+        (make_model(), StepCountingEnv(True), "Make it like the training environment"),
         (make_model(env=env), env, "eval_env is the training environment"),
     ):
         with pytest.raises(ValueError, match=message):

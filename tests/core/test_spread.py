@@ -102,9 +102,9 @@ def test_learned_and_given_coefficients_are_not_taken_for_each_other(tmp_path):
     learned.save(tmp_path / "learned")
     given.save(tmp_path / "given")
     for value in (0.0, 0.5):
-        with pytest.raises(RuntimeError, match=rf"spread_coef is learned, and this one's is {value}\. Load it with one"):
+        with pytest.raises(RuntimeError, match=rf"spread_coef is learned, but this model has spread_coef={value}\."):
             FlowRL.load(tmp_path / "learned", spread_coef=value)
-    with pytest.raises(RuntimeError, match="spread_coef is not learned, and this one's is 'auto'"):
+    with pytest.raises(RuntimeError, match="spread_coef is not learned, but this model has spread_coef='auto'"):
         FlowRL.load(tmp_path / "given", spread_coef="auto")
     with pytest.raises(ValueError, match="spread_coef is learned"):
         given.set_parameters(tmp_path / "learned")

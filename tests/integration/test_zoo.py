@@ -199,7 +199,7 @@ def test_what_has_moved_is_said_in_one_line(capsys):
     registration.complete(types.ModuleType("rl_zoo3.utils"))
     assert capsys.readouterr().err == (
         "sb3-flowrl: could not register 'flowrl' in rl_zoo3.utils (AttributeError: module 'rl_zoo3.utils' has no attribute "
-        "'ALGOS'); it is made for rl_zoo3 2.9. SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.\n"
+        "'ALGOS'). It is made for rl_zoo3 2.9. SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.\n"
     )
 
 

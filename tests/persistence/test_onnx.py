@@ -125,7 +125,7 @@ def test_command(path, monkeypatch, capsys):
     assert largest_difference(model, path) < 1e-5
     monkeypatch.setattr(command, "largest_difference", lambda *args: float("nan"))
     monkeypatch.setattr(command, "export_onnx", lambda *args: None)
-    with pytest.raises(SystemExit, match="do not use the file"):
+    with pytest.raises(SystemExit, match="Do not use the file"):
         command.main()
 
 
@@ -139,7 +139,7 @@ def test_command_on_a_model_whose_buffer_saved_memory(path, monkeypatch):
 
 def test_a_key_that_the_graph_uses_itself(path):
     space = spaces.Dict(tanh=spaces.Box(-1, 1, (2,)))
-    with pytest.raises(ValueError, match=r"keys \['tanh'\] .* Rename these keys"):
+    with pytest.raises(ValueError, match=r"keys \['tanh'\] .*\. Rename these keys"):
         export_onnx(make_policy(space, MultiInputPolicy), path)
     assert not path.exists()
 

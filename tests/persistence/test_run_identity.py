@@ -59,7 +59,8 @@ def test_a_fresh_run_is_refused_before_it_begins_where_another_has_its_checkpoin
     before = names(tmp_path)
     fresh = make_model(drift_envs(1), seed=2, gamma=0.9)
     message = (
-        "holds the checkpoints of another run.*gamma=0.99 there and gamma=0.9 in this run; seed=1 there and seed=2 in this run"
+        "holds the checkpoints of another run with other arguments: .*gamma=0.99 there and gamma=0.9 in this run; "
+        "seed=1 there and seed=2 in this run"
     )
     for error in (CheckpointError, ValueError):
         with pytest.raises(error, match=f"(?s){message}.*load_checkpoint.*choose another folder"):
@@ -169,7 +170,7 @@ def test_a_run_does_not_go_on_in_another_environment(tmp_path):
 
 def test_without_an_environment_a_run_cannot_go_on(saved):
     for error in (CheckpointError, ValueError):
-        with pytest.raises(error, match=r"env=None, but the run in .* can go on in an environment only"):
+        with pytest.raises(error, match=r"env=None, but the run in .* needs an environment to continue"):
             FlowRL.load_checkpoint(saved, None)
     with pytest.raises(ValueError, match="env=3 must be an environment"):
         FlowRL.load_checkpoint(saved, 3)
@@ -203,7 +204,7 @@ def other_process(tmp_path):
 
 def test_of_two_processes_in_one_folder_the_second_is_refused_until_the_first_has_ended(other_process, tmp_path):
     model = make_model(drift_envs(1))
-    message = f"another run is writing there .process {other_process.pid} on .*Give each run a folder of its own"
+    message = f"another run is writing there .process {other_process.pid} on .*Give each run its own folder"
     with pytest.raises(CheckpointError, match=message):
         model.learn(60, callback=ResumableCheckpointCallback(tmp_path, 20))
     with pytest.raises(CheckpointError, match=message):

@@ -224,14 +224,14 @@ def box(**entries):
 
 
 HOSTILE = {
-    "newer version": (lambda d, a, t: d.update(format_version=2), "is of format version 2, .* reads version 1"),
-    "no version": (lambda d, a, t: d.pop("format_version"), "describe no policy"),
+    "newer version": (lambda d, a, t: d.update(format_version=2), "has format version 2, .* reads version 1"),
+    "no version": (lambda d, a, t: d.pop("format_version"), "does not describe a policy"),
     "more keys": (lambda d, a, t: d.update(more=1), "not in the form"),
     "argument missing": (lambda d, a, t: a.pop("net_arch"), "KeyError.*net_arch"),
     "more arguments": (set_actor(more=None), r"the actor's \['more'\] are not described as"),
     "no actor": (lambda d, a, t: d.update(actor=[]), "TypeError"),
-    "large layer": (set_actor(net_arch=[2 * 10**7]), "the shape .* and by the description"),
-    "huge layer": (set_actor(net_arch=[10**9]), r"tensor 'velocity_net.0.weight' has the shape \[2, 6\], and by .*1000000000"),
+    "large layer": (set_actor(net_arch=[2 * 10**7]), "the shape .* but the description says"),
+    "huge layer": (set_actor(net_arch=[10**9]), r"tensor 'velocity_net.0.weight' has the shape \[2, 6\], but .*1000000000"),
     "impossible layer": (set_actor(net_arch=[10**9, 10**18]), "overflow|large|size"),
     "layer beyond integers": (set_actor(net_arch=[10**30]), "can't be loaded"),
     "many layers": (set_actor(net_arch=[1] * 101), "net_arch has 101 hidden layers"),
@@ -275,14 +275,14 @@ HOSTILE = {
         r"\['observation_space'\] are not described as",
     ),
     "object dtype": (set_space(dtype="object"), "dtype='object' is unknown"),
-    "huge Discrete": (set_actor(observation_space={"type": "Discrete", "n": 10**12, "start": 0}), r"and by .*100000000000\d"),
+    "huge Discrete": (set_actor(observation_space={"type": "Discrete", "n": 10**12, "start": 0}), r"but the .*100000000000\d"),
     "discrete actions": (set_actor(action_space={"type": "Discrete", "n": 2, "start": 0}), "only supports continuous actions"),
     "unbounded actions": (set_space("action_space", low=["-inf"]), "must have finite bounds"),
     "tensor missing": (lambda d, a, t: t.pop("velocity_net.0.bias"), r"missing \['velocity_net.0.bias'\], unexpected \[\]"),
     "more tensors": (lambda d, a, t: t.update(more=t["velocity_net.0.bias"]), r"missing \[\], unexpected \['more'\]"),
     "shape": (
         set_tensor("velocity_net.0.weight", lambda x: x.T.copy()),
-        r"the shape \[6, 2\], and by the description \[2, 6\]",
+        r"the shape \[6, 2\], but the description says \[2, 6\]",
     ),
     "dtype": (set_tensor("velocity_net.0.bias", np.float64), r"\['velocity_net.0.bias'\] are not of type F32"),
     "nan": (
@@ -318,17 +318,17 @@ def metadata(text: str) -> bytes:
 
 OTHER_FILES = {
     "empty": (b"", "HeaderTooSmall|header too small"),
-    "pickle": (pickle.dumps({"a": 1}), "no safetensors file"),
+    "pickle": (pickle.dumps({"a": 1}), "not a safetensors file"),
     "header beyond the file": ((2**20).to_bytes(8, "little") + b"{}", "header"),
-    "header beyond all memory": (b"\xff" * 8 + b"{}", "no safetensors file, or too large"),
-    "huge header": (header(b" " * (safe_policy.MAX_HEADER_SIZE + 1)), "no safetensors file, or too large"),
-    "another's tensors": (header(b'{"__metadata__":{"format":"pt"}}'), r"one key 'sb3_flowrl_policy', but has \['format'\]"),
+    "header beyond all memory": (b"\xff" * 8 + b"{}", "not a safetensors file, or it is too large"),
+    "huge header": (header(b" " * (safe_policy.MAX_HEADER_SIZE + 1)), "not a safetensors file, or it is too large"),
+    "another's tensors": (header(b'{"__metadata__":{"format":"pt"}}'), r"the key 'sb3_flowrl_policy', but has \['format'\]"),
     "more metadata": (header(b'{"__metadata__":{"sb3_flowrl_policy":"{}","b":""}}'), r"but has \['b', 'sb3_flowrl_policy'\]"),
     "no metadata": (header(b"{}"), r"but has \[\]"),
     "deep header": (header(b"[" * 100_000), "header"),
     "deep metadata": (metadata("[" * 100_000), "RecursionError"),
-    "metadata is a number": (metadata("1"), "describe no policy"),
-    "metadata is NaN": (metadata('{"format_version": NaN}'), "is of format version nan"),
+    "metadata is a number": (metadata("1"), "does not describe a policy"),
+    "metadata is NaN": (metadata('{"format_version": NaN}'), "has format version nan"),
 }
 
 
@@ -344,7 +344,7 @@ def test_what_others_write(path):
         file.writestr("data", b"0" * 1000)
     make_policy().save(path.with_suffix(".pt"))
     for other in (path, path.with_suffix(".pt")):
-        with pytest.raises(PolicyFileError, match="no safetensors file"):
+        with pytest.raises(PolicyFileError, match="not a safetensors file"):
             load_policy_safe(other)
     for other in (path.parent, path.with_suffix(".missing")):
         with pytest.raises(PolicyFileError, match="no such file"):
@@ -472,7 +472,7 @@ def test_observations_that_the_extractor_can_not_take_are_refused_before_anythin
 
 def test_a_policy_whose_extractor_can_not_take_its_observations_is_not_saved(path):
     policy = make_policy(MIXED, policy_class=MultiInputPolicy, features_extractor_class=FlattenExtractor)
-    with pytest.raises(ValueError, match=r"FlattenExtractor does not take observations of Dict.* there is CombinedExtractor"):
+    with pytest.raises(ValueError, match=r"FlattenExtractor does not take observations of Dict.* Use CombinedExtractor"):
         save_policy_safe(policy, path)
     assert not path.exists()
 
