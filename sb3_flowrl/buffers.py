@@ -19,7 +19,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_flowrl.checks import check_number, check_positive_int
 
 
-def float32_space(space: spaces.Space) -> spaces.Space:
+def float32_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
     Replace float64 with float32 in an observation space, for the replay buffer.
 
@@ -50,7 +50,7 @@ class RecencyReplayBuffer(ReplayBuffer):
     :raises ValueError: if ``recent_share`` is not between 0 and 1, or ``recent_size`` is not a positive integer
     """
 
-    def __init__(self, *args, recent_share: float = 0.2, recent_size: int = 2048, **kwargs):
+    def __init__(self, *args: Any, recent_share: float = 0.2, recent_size: int = 2048, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_number("recent_share", recent_share, lambda x: 0.0 <= x <= 1.0, "a number between 0 and 1")
         check_positive_int("recent_size", recent_size)

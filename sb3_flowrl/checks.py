@@ -50,7 +50,7 @@ class UnsupportedObservationSpaceError(ValueError, AssertionError):
     """
 
 
-def check_action_space(action_space: spaces.Space) -> None:
+def check_action_space(action_space: spaces.Space[Any]) -> None:
     """
     Check that an action space is supported.
 
@@ -572,7 +572,7 @@ def as_env(env: Any, verbose: int) -> GymEnv:
         ) from error
 
 
-def check_combination(observation_space: spaces.Space, n_steps: int, optimize_memory_usage: bool) -> None:
+def check_combination(observation_space: spaces.Space[Any], n_steps: int, optimize_memory_usage: bool) -> None:
     """
     Check arguments that are allowed separately but not together.
 

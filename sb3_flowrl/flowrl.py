@@ -39,7 +39,7 @@ AUTO_COMPILE_UPDATES = 10_000
 
 
 def _make_policy(
-    policy_class: type[BasePolicy], observation_space: spaces.Space, _: spaces.Space, *args: Any, **kwargs: Any
+    policy_class: type[BasePolicy], observation_space: spaces.Space[Any], _: spaces.Space[Any], *args: Any, **kwargs: Any
 ) -> BasePolicy:
     """Make a policy with another observation space than the one that SB3 passes to it and to the replay buffer."""
     return policy_class(observation_space, *args, **kwargs)
@@ -298,7 +298,7 @@ class FlowRL(SavableAlgorithm):
         if self.env is not None:  # without one the model can only predict
             try_out(self)
 
-    def _policy_space(self, observation_space: spaces.Space) -> spaces.Space:
+    def _policy_space(self, observation_space: spaces.Space[Any]) -> spaces.Space[Any]:
         if self.has_sorted_keys and isinstance(observation_space, spaces.Dict):
             return with_sorted_keys(observation_space)
         return observation_space

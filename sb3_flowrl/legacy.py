@@ -125,7 +125,7 @@ def stacked_policy_state(policy: nn.Module, state_dict: dict[str, Any]) -> dict[
     return state_dict
 
 
-def has_unsorted_keys(space: spaces.Space) -> bool:
+def has_unsorted_keys(space: spaces.Space[Any]) -> bool:
     """
     Tell whether an observation space is a Dict with keys that gymnasium would sort.
 

@@ -96,7 +96,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: NetArch | None = None,
@@ -406,11 +406,11 @@ class CnnPolicy(FlowActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs,
+        **kwargs: Any,
     ):
         images_are_normalized = not kwargs.get("normalize_images", True)
         if features_extractor_class is NatureCNN and not is_image_space(
@@ -441,11 +441,11 @@ class MultiInputPolicy(FlowActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs,
+        **kwargs: Any,
     ):
         if not isinstance(observation_space, spaces.Dict):
             raise UnsupportedObservationSpaceError(

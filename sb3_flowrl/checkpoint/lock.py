@@ -17,6 +17,7 @@ import warnings
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if sys.platform == "win32":
     import msvcrt
@@ -64,7 +65,7 @@ class FolderLock:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._release: weakref.finalize | None = None
+        self._release: weakref.finalize[Any, Any] | None = None
 
     def acquire(self) -> None:
         """

@@ -52,7 +52,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> SelfSavable:
         """
         Load a model from a zip file, as in SB3. A model from before the defaults changed keeps its old defaults.
@@ -111,7 +111,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         env: GymEnv | str,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> SelfSavable:
         """
         Load the newest complete checkpoint of a run.
@@ -155,7 +155,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """
         return load_policy_safe(path, device)
 
-    def get_parameters(self) -> dict[str, dict]:
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
         """
         Return the parameters of the networks and the states of the optimizers, as in SB3.
 

@@ -114,7 +114,7 @@ def make_batch(model: "FlowRL") -> Batch:
     )
 
 
-def _sample(space: spaces.Space, device: th.device) -> Any:
+def _sample(space: spaces.Space[Any], device: th.device) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: _sample(part, device) for key, part in space.items()}
     drawn = np.stack([np.asarray(space.sample()) for _ in range(N_ROWS)])

@@ -43,7 +43,7 @@ class DmControlEnv(DmControlCompatibilityV0):
     """
 
     # gymnasium's generator, not shimmy's view of the task's: it can be seeded, saved and restored like any other
-    np_random = gym.Env.np_random  # type: ignore[assignment]
+    np_random = gym.Env.np_random
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ def build_actor(description: dict[str, Any]) -> FlowActor:
     )
 
 
-def describe_space(space: spaces.Space) -> dict[str, Any]:
+def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
     """
     Describe an observation or action space as JSON.
 
@@ -140,7 +140,7 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
     )
 
 
-def build_space(description: dict[str, Any]) -> spaces.Space:
+def build_space(description: dict[str, Any]) -> spaces.Space[Any]:
     """
     Build a space from its description.
 
@@ -163,7 +163,7 @@ def build_space(description: dict[str, Any]) -> spaces.Space:
     return spaces.Dict(parts)
 
 
-def _build_simple_space(description: dict[str, Any], room: int) -> spaces.Space:
+def _build_simple_space(description: dict[str, Any], room: int) -> spaces.Space[Any]:
     kind = description["type"]
     if kind == "Box":
         shape = description["shape"]

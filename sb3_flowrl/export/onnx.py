@@ -56,7 +56,7 @@ class _Inference(nn.Module):
         return (low + 0.5 * (scaled + 1.0) * (high - low)).clamp(low, high)  # as BoundedActionPolicy.unscale_action does
 
 
-def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike) -> None:
+def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> None:
     """
     Write the policy as an ONNX file.
 
@@ -126,7 +126,7 @@ def _make_noise_optional(graph: Any, observation_name: str, action_dim: int) -> 
     graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "noise_batch"
 
 
-def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike) -> float:
+def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> float:
     """
     Compare an ONNX file with its policy on 1000 random observations, with and without noise.
 
@@ -152,7 +152,7 @@ def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | 
 def _example(actor: FlowActor) -> tuple[Any, Any]:
     """Return two observations (the exporter would take a batch size of one for the only one) and their dynamic axes."""
 
-    def example(space: spaces.Space) -> th.Tensor:
+    def example(space: spaces.Space[Any]) -> th.Tensor:
         return th.as_tensor(np.zeros((2, *(space.shape or ())), dtype=_input_type(space.dtype)), device=actor.device)
 
     space = actor.observation_space
@@ -166,7 +166,7 @@ def _input_type(dtype: np.dtype | None) -> np.dtype:
     return np.dtype(np.float32) if np.issubdtype(dtype, np.floating) else np.dtype(dtype)
 
 
-def sample_observations(space: spaces.Space, n: int) -> Any:
+def sample_observations(space: spaces.Space[Any], n: int) -> Any:
     """
     Sample random observations.
 
@@ -179,7 +179,7 @@ def sample_observations(space: spaces.Space, n: int) -> Any:
     return np.stack([space.sample() for _ in range(n)])
 
 
-def open_session(path: str | os.PathLike) -> Callable[[Any, np.ndarray], np.ndarray]:
+def open_session(path: str | os.PathLike[str]) -> Callable[[Any, np.ndarray], np.ndarray]:
     """
     Open an ONNX file as a function of observations and noise.
 

@@ -35,7 +35,7 @@ class PolicyFileError(ValueError):
     """Raised when ``save_policy_safe`` did not write a file, or the file has changed since."""
 
 
-def save_policy_safe(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike) -> None:
+def save_policy_safe(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> None:
     """
     Save the actor to a file that :func:`load_policy_safe` reads without unpickling anything.
 
@@ -70,7 +70,7 @@ def save_policy_safe(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os
     write_atomically(path, content)
 
 
-def load_policy_safe(path: str | os.PathLike, device: th.device | str = "auto") -> FlowActor:
+def load_policy_safe(path: str | os.PathLike[str], device: th.device | str = "auto") -> FlowActor:
     """
     Load a policy that :func:`save_policy_safe` wrote, without unpickling anything.
 
@@ -120,7 +120,7 @@ def inference_actor(policy_or_model: BasePolicy | BaseAlgorithm) -> FlowActor:
     return actor
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """
     Write a file completely or not at all.
 
@@ -146,7 +146,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         raise
 
 
-def _read(path: str | os.PathLike) -> FlowActor:
+def _read(path: str | os.PathLike[str]) -> FlowActor:
     from safetensors import safe_open
 
     if not os.path.isfile(path):
