@@ -221,7 +221,8 @@ class FlowRL(SavableAlgorithm):
         self.stores_defaults, self.has_sorted_keys = True, False
         self._generators_before_step = None
         if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
-            checks.check_arguments(checks.ALGORITHM_CHECKS, dict(policy=policy, seed=seed, device=device))
+            used = dict(policy=policy, train_freq=train_freq, stats_window_size=stats_window_size, seed=seed, device=device)
+            checks.check_arguments(checks.ALGORITHM_CHECKS, used)
         if env is not None or _init_setup_model:
             env = checks.as_env(env, verbose)
             checks.check_action_space(env.action_space)

@@ -50,7 +50,7 @@ def complete_exp_manager(module: ModuleType) -> None:
         if getattr(self, "algo", None) != ALGO:
             return
         if not hasattr(self, "config"):
-            _say_moved(module, "ExperimentManager has no attribute 'config'")
+            _report_unregistered(module, "ExperimentManager has no attribute 'config'")
         # a file that the user named stays, and is missed if it is missing
         elif Path(self.config) == default and not default.exists():
             self.config = str(hyperparams_file())
@@ -85,12 +85,12 @@ def complete(module: ModuleType, quiet: bool = False) -> None:
         _COMPLETIONS[module.__name__](module)
     except Exception as error:
         if not quiet:
-            _say_moved(module, f"{type(error).__name__}: {error}")
+            _report_unregistered(module, f"{type(error).__name__}: {error}")
 
 
-def _say_moved(module: ModuleType, what: str) -> None:
+def _report_unregistered(module: ModuleType, reason: str) -> None:
     print(
-        f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({what}); it is made for rl_zoo3 2.9. "
+        f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({reason}). It is made for rl_zoo3 2.9. "
         "SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.",
         file=sys.stderr,
     )
