@@ -1,5 +1,5 @@
 SHELL = /bin/bash
-LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ studies/ setup.py
+LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ studies/ docs/ setup.py
 
 .PHONY: test test-slow lint type format study report docs device-dry-run
 
@@ -32,7 +32,6 @@ device-dry-run:
 report:
 	python -m studies report
 
-# The API's pages, from the docstrings, in build/docs
+# The documentation site, in build/docs; warnings are errors
 docs:
-	pdoc --docformat restructuredtext --math -o build/docs \
-		sb3_flowrl sb3_flowrl.{losses,flow,guidance,update,networks,callbacks,diagnostics,instruments,checkpoint,safe,export,envs,zoo}
+	python -m sphinx -W --keep-going -b html docs build/docs

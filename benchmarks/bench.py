@@ -37,7 +37,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_flowrl import FlowRL, reference_arguments
-from sb3_flowrl.defaults import FORMER
+from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -110,7 +110,7 @@ class Architecture:
 
 def paper_like_arguments() -> dict[str, Any]:
     """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
-    policy_kwargs = dict(activation_fn=FORMER.activation_fn, batch_norm=FORMER.batch_norm, optimizer_kwargs=FORMER.adam_kwargs)
+    policy_kwargs = {name: value for name, value in FORMER_POLICY_DEFAULTS.items() if name != "net_arch"}
     return dict(learning_rate=3e-4, spread_coef=0.0, policy_kwargs=policy_kwargs)
 
 

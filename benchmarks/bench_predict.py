@@ -36,7 +36,7 @@ from bench import (
 from onnxruntime import InferenceSession, SessionOptions
 from torch._dynamo.utils import counters
 
-from sb3_flowrl.export import export_onnx
+from sb3_flowrl.export.onnx import export_onnx
 
 
 def predicting(model: Any, observations: np.ndarray, deterministic: bool) -> Work:

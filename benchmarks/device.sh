@@ -133,7 +133,7 @@ PYTHON
             --target "$packages" "${wheels[@]}"
     fi
 
-    mapfile -t tests < <(grep -l "pytest.mark.gpu" tests/test_*.py)
+    mapfile -t tests < <(grep -l "pytest.mark.gpu" -r tests --include="test_*.py")
     # Most of their time goes to compilers
     "$PYTHON" -c "import xdist" 2> /dev/null && workers=(-n 6)
     run_step tests 100 "$PYTHON" -m pytest -m gpu -v --durations 10 -p no:cacheprovider "${workers[@]}" "${tests[@]}"

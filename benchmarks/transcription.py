@@ -4,7 +4,7 @@ FlowRL's update as one writes it down from the equations: none of the levers of 
 It stands in for the authors' code in ``bench_update.py``: every network a module of its own and evaluated by itself, every
 loss with its own forward and backward pass and its own plain Adam, the critics' weight gradients computed along with the
 actor's and thrown away, targets that follow parameter by parameter, and losses that are read out at every update.
-``tests/test_benchmarks.py`` holds it to ``FlowRL``'s numbers.
+``tests/integration/test_benchmarks.py`` holds it to ``FlowRL``'s numbers.
 """
 
 from collections.abc import Sequence

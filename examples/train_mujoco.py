@@ -1,5 +1,5 @@
 """
-Train FlowRL on a MuJoCo task, evaluate it, save it, load it again, and record a video if a renderer is there.
+Train FlowRL on a MuJoCo task, evaluate it, save it, load it again, and record a video if a renderer is available.
 
     python examples/train_mujoco.py
     python examples/train_mujoco.py --env Walker2d-v5 --timesteps 1e6 --seed 1
@@ -26,8 +26,8 @@ def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
 
     :param model: the trained model
     :param env_id: the environment
-    :param folder: where the video goes
-    :return: the video file, or None where nothing can render
+    :param folder: the folder for the video
+    :return: the video file, or None if nothing can render
     """
     if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
@@ -36,19 +36,20 @@ def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
         env = RecordVideo(env, str(folder), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
         evaluate_policy(model, env, n_eval_episodes=1, warn=False)
         env.close()
-    except Exception as error:  # each renderer fails in its own way, and a video is an extra
-        print(f"No video, as nothing could render it: {error!r}")
+    except Exception as error:  # renderers raise different errors, and the video is optional
+        print(f"No video, because nothing could render it: {error!r}")
         return None
     return folder / "flowrl-episode-0.mp4"
 
 
 def main() -> None:
+    """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5", help="any environment with continuous actions")
     parser.add_argument("--timesteps", type=float, default=8e3)
     parser.add_argument("--learning-starts", type=int, default=1_000, help="random first steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where the model and the video go")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="folder for the model and the video")
     args = parser.parse_args()
 
     model = FlowRL(

@@ -1,18 +1,18 @@
 """
-Tune FlowRL with rl_zoo3 and Optuna in several processes on one study, and plot what came out.
+Tune FlowRL with rl_zoo3 and Optuna in several processes on one study, and plot the result.
 
     python examples/tune.py --env Pendulum-v1 --timesteps 15000 --trials 40 --workers 2
 
-Each worker is rl_zoo3's own command (``python -m rl_zoo3.train --algo flowrl -optimize``). This script starts them, and
-where one dies, marks its trial as failed, queues the parameters again, and starts another worker. So a study ends
-with all its trials, and one that was interrupted goes on when the command is given again. The first trial of a new study is
-FlowRL at its defaults, so that it shows what the search has gained.
+Each worker is rl_zoo3's own command (``python -m rl_zoo3.train --algo flowrl -optimize``). This script starts the workers.
+If one dies, the script marks its trial as failed, queues the parameters again, and starts another worker. A study therefore
+ends with all its trials. Run the same command again to continue an interrupted study. The first trial of a new study uses
+FlowRL's defaults, to show what the search gains.
 
-Arguments that this script does not know go to rl_zoo3 as they are (``--eval-episodes 10``), and ``--params`` are FlowRL's
-for all trials, such as ``--params "precision:'bfloat16'" compile:True``.
+Arguments unknown to this script are passed on to rl_zoo3 (``--eval-episodes 10``). ``--params`` sets arguments of FlowRL for
+all trials, such as ``--params "precision:'bfloat16'" compile:True``.
 
-The storage may be Optuna's journal (``runs/tune/study.log``, the default), SQLite (``sqlite:///runs/tune/study.db``), or a
-database server's address, with which the same command runs on many machines at once (see docs/rl_zoo3.md).
+The storage may be Optuna's journal (``runs/tune/study.log``, the default), SQLite (``sqlite:///runs/tune/study.db``), or the
+address of a database server. With a server, the same command runs on many machines at once (see docs/rl_zoo3.md).
 """
 
 import argparse
@@ -35,7 +35,12 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def open_storage(storage: str) -> BaseStorage:
-    """:return: Optuna's storage for a name as rl_zoo3 takes it: a journal file that ends in .log, or a database's address"""
+    """
+    Open Optuna's storage.
+
+    :param storage: its name as in rl_zoo3: a journal file that ends in .log, or the address of a database
+    :return: the storage
+    """
     if not storage.endswith(".log"):
         return get_storage(storage)
     return JournalStorage(JournalFileBackend(storage))
@@ -47,11 +52,11 @@ class Tuner:
 
     :param study: the study
     :param command: the worker's command
-    :param n_trials: trials that the study shall have finished
-    :param n_workers: workers at a time on this machine
-    :param max_retries: how often the same parameters are tried when workers die of them
-    :param queue_is_safe: False if two workers may take the same queued trial, as SQLite lets them, which knows no lock on a
-        row (https://github.com/optuna/optuna/issues/4621). Then no two workers start while a trial is queued
+    :param n_trials: number of finished trials to reach
+    :param n_workers: number of workers at a time on this machine
+    :param max_retries: how often the same parameters are tried again after workers died with them
+    :param queue_is_safe: False if two workers may take the same queued trial. SQLite allows this, because it can't lock a row
+        (https://github.com/optuna/optuna/issues/4621). While a trial is queued, workers then start one by one
     """
 
     def __init__(
@@ -70,11 +75,14 @@ class Tuner:
         self.retries: collections.Counter = collections.Counter()
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """List the study's trials in these states, or all trials."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def run(self) -> None:
         """
-        :raises RuntimeError: if a worker dies without having begun a trial, which another would do as well
+        Run workers until all trials are finished.
+
+        :raises RuntimeError: if a worker dies before its first trial, because another worker would die as well
         """
         try:
             while self.workers or len(self.trials(*FINISHED)) < self.n_trials:
@@ -90,14 +98,14 @@ class Tuner:
                 worker.terminate()
 
     def may_start(self) -> bool:
-        """:return: whether a new worker can't meet another one at a queued trial, of those that must not meet there"""
+        """Check that a new worker can't take the same queued trial as another worker."""
         if self.queue_is_safe or not self.trials(TrialState.WAITING):
             return True
         busy = {trial.user_attrs.get("worker") for trial in self.trials(TrialState.RUNNING)}
         return all(worker_name(worker.pid) in busy for worker in self.workers)
 
     def reap(self) -> None:
-        """Look after the workers that ended."""
+        """Remove the workers that have ended, and report those that failed."""
         for worker in [worker for worker in self.workers if worker.poll() is not None]:
             self.workers.remove(worker)
             name = worker_name(worker.pid)
@@ -109,12 +117,12 @@ class Tuner:
                 raise RuntimeError(f"A worker ended with {worker.returncode} before its first trial: {' '.join(self.command)}")
 
     def is_orphan(self, trial: FrozenTrial) -> bool:
-        """:return: whether a running trial was left behind by a worker that is no more"""
-        if "worker" not in trial.user_attrs:  # it is set at once
+        """Check whether the worker of a running trial no longer exists."""
+        if "worker" not in trial.user_attrs:  # a worker sets it at once
             return trial.datetime_start is not None and (datetime.now() - trial.datetime_start).total_seconds() > 60
         name = trial.user_attrs["worker"]
         machine, _, pid = name.rpartition(":")
-        processes = Path("/proc")  # where there is none, nothing can be said of the workers of another run of this script
+        processes = Path("/proc")  # without it, workers of another run of this script count as alive
         gone = machine == platform.node() and processes.is_dir() and not (processes / pid).exists()
         return name in self.ended or gone
 
@@ -132,11 +140,15 @@ class Tuner:
 
 def first_pruning(pruner: str, timesteps: int, evaluations: int) -> int:
     """
+    Compute the environment step from which a pruner may end a trial.
+
+    Source: rl_zoo3's ``exp_manager.py``, ``_create_pruner``. The median pruner waits for a third of the evaluations; halving
+    does not wait.
+
     :param pruner: rl_zoo3's name of a pruner
     :param timesteps: environment steps of a trial
     :param evaluations: evaluations of a trial
-    :return: the environment step from which the pruner may end a trial. Source: rl_zoo3's ``exp_manager.py``,
-        ``_create_pruner``: the median waits for a third of the evaluations, halving for none
+    :return: the environment step
     """
     if pruner == "none":
         return timesteps
@@ -145,10 +157,10 @@ def first_pruning(pruner: str, timesteps: int, evaluations: int) -> int:
 
 def plot(study: optuna.Study, folder: Path) -> None:
     """
-    Write the optimisation's history and the parameters' importance to ``history.png`` and ``importance.png``.
+    Plot the optimization history and the parameters' importance to ``history.png`` and ``importance.png``.
 
     :param study: a study with at least two completed trials
-    :param folder: where the pictures go
+    :param folder: the folder for the pictures
     """
     import matplotlib
 
@@ -170,6 +182,7 @@ def plot(study: optuna.Study, folder: Path) -> None:
 
 
 def main() -> None:
+    """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="Pendulum-v1")
     parser.add_argument("--timesteps", type=int, default=15_000, help="environment steps of a trial")
@@ -181,10 +194,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tune")
     parser.add_argument("--storage", help="default: Optuna's journal study.log in the folder")
     parser.add_argument("--study-name", default="flowrl")
-    parser.add_argument("--params", nargs="+", default=[], help="FlowRL's arguments for all trials, as rl_zoo3 takes them")
+    parser.add_argument("--params", nargs="+", default=[], help="arguments of FlowRL for all trials, in rl_zoo3's form")
     args, for_rl_zoo3 = parser.parse_known_args()
     if args.learning_starts >= args.timesteps:
-        parser.error(f"--learning-starts {args.learning_starts} leaves nothing of --timesteps {args.timesteps} to learn in")
+        parser.error(f"--learning-starts {args.learning_starts} leaves nothing of --timesteps {args.timesteps} for learning")
     if not 1 <= args.evaluations <= args.timesteps:
         parser.error(f"--evaluations {args.evaluations} is not between 1 and --timesteps {args.timesteps}")
     step = first_pruning(args.pruner, args.timesteps, args.evaluations)
@@ -193,8 +206,8 @@ def main() -> None:
         enough = [n for n in more if first_pruning(args.pruner, args.timesteps, n) > args.learning_starts]
         advice = f"--evaluations {enough[0]} or --pruner none" if enough else "--pruner none"
         parser.error(
-            f"--pruner {args.pruner} may end trials after {step} steps by what they did before they learned, which begins "
-            f"after --learning-starts {args.learning_starts}: ask for {advice}"
+            f"--pruner {args.pruner} may end trials after {step} steps, but learning only begins after --learning-starts "
+            f"{args.learning_starts}: use {advice}"
         )
 
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,16 @@
 """
 FlowRL (Lv et al., NeurIPS 2025, arXiv 2506.12811) for Stable-Baselines3.
 
-The names below are imported on first use, so that ``sb3_flowrl.startup``, which runs whenever Python starts, costs no more
-than two small files.
+The start-up hook for rl_zoo3 imports this package whenever Python starts. The names below are therefore imported on first
+use, so that the hook reads no more than two small files.
 """
 
 import os
 
-TYPE_CHECKING = False  # as in `typing`, whose import would double the time that Python takes to start
+TYPE_CHECKING = False  # as in `typing`; importing that module would double Python's start-up time
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
-    from sb3_flowrl.callbacks import ResumableCheckpointCallback
+    from sb3_flowrl.checkpoint import ResumableCheckpointCallback
     from sb3_flowrl.diagnostics import DiagnosticsCallback
     from sb3_flowrl.flowrl import FlowRL
     from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
@@ -23,7 +23,7 @@ _MODULES = {
     "FlowRL": "flowrl",
     "NStepRecencyReplayBuffer": "buffers",
     "RecencyReplayBuffer": "buffers",
-    "ResumableCheckpointCallback": "callbacks",
+    "ResumableCheckpointCallback": "checkpoint",
     "FlowActorCriticPolicy": "policies",
     "CnnPolicy": "policies",
     "MlpPolicy": "policies",

@@ -1,19 +1,24 @@
 """
-How the update is executed: its precision, and eagerly or through ``torch.compile``.
+Execution of the updates: precision, ``torch.compile`` and CUDA graphs.
 """
 
 import functools
 import inspect
 import os
+import random
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 
-#: All models of a process would else share one limit of recompilations. Older releases of PyTorch can't separate them.
+from sb3_flowrl.buffers import Batch, tensors_of, with_tensors
+
+#: Otherwise all models in a process share one recompilation limit. Older releases of PyTorch can't separate them.
 _ISOLATION: dict[str, Any] = (
     dict(isolate_recompiles=True) if "isolate_recompiles" in inspect.signature(th.compile).parameters else {}
 )
@@ -21,12 +26,12 @@ _ISOLATION: dict[str, Any] = (
 
 def resolve_precision(precision: str, device: th.device) -> str:
     """
-    Choose a precision where that is left to the machine.
+    Choose the precision that "auto" stands for.
 
     :param precision: the argument of ``FlowRL``
-    :param device: where the networks are
-    :return: for "auto" the fastest one that does not round on this machine: "float32_fast" on a CPU whose oneDNN multiplies
-        float32 matrices without rounding their factors, else "float32"; any other precision as it is
+    :param device: the device of the networks
+    :return: for "auto" the fastest precision that does not round factors on this machine: "float32_fast" on a CPU whose
+        oneDNN multiplies float32 matrices without rounding their factors, otherwise "float32"; any other precision unchanged
     """
     if precision != "auto":
         return precision
@@ -35,22 +40,22 @@ def resolve_precision(precision: str, device: th.device) -> str:
 
 @functools.cache
 def _one_dnn_rounds() -> bool:
-    """Whether oneDNN rounds float32 factors to bfloat16, as it may on a processor with AMX."""
+    """Test whether oneDNN rounds float32 factors to bfloat16, as it may on a processor with AMX."""
     generator = th.Generator().manual_seed(0)
     a, b = th.randn(2, 64, 64, generator=generator, dtype=th.float32)
     with matmul_precision("float32_fast", th.device("cpu")):
         product = a @ b
     error = (product.double() - a.double() @ b.double()).abs().max().item()
-    return error > 1e-4  # float32's own rounding makes 1e-5, that of the factors to bfloat16 1e-1
+    return error > 1e-4  # rounding to float32 makes an error of 1e-5, rounding the factors to bfloat16 one of 1e-1
 
 
 def autocast(precision: str, device: th.device) -> th.autocast:
     """
-    Run networks in bfloat16 where the precision asks for it.
+    Make the context in which the networks run.
 
     :param precision: the argument of ``FlowRL``
-    :param device: where the networks are
-    :return: the context in which the networks run: bfloat16 autocast, or none
+    :param device: the device of the networks
+    :return: autocast to bfloat16, enabled if the precision is "bfloat16"
     """
     return th.autocast(device.type, dtype=th.bfloat16, enabled=precision == "bfloat16")
 
@@ -58,14 +63,16 @@ def autocast(precision: str, device: th.device) -> th.autocast:
 @contextmanager
 def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
     """
-    Set how float32 matrix products run. PyTorch has one setting for the whole process; it is put back at the end.
+    Set how float32 matrix products run inside the context.
 
-    :param precision: "float32_fast" lets them go through oneDNN on a CPU (which may round factors to bfloat16 where the
-        processor has AMX), and use TF32 on CUDA. The others leave the setting as it is
-    :param device: where the networks are
+    PyTorch has one setting for the whole process. It is restored at the end.
+
+    :param precision: "float32_fast" runs them through oneDNN on a CPU (which may round factors to bfloat16 if the processor
+        has AMX) and in TF32 on CUDA. Other precisions do not change the setting
+    :param device: the device of the networks
     """
     if precision != "float32_fast":
-        yield  # without a look at the setting, which fails where the user has set it through PyTorch's newer interface
+        yield  # reading the setting would fail if the user has set it through PyTorch's newer interface
         return
     before = th.get_float32_matmul_precision()
     th.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
@@ -75,14 +82,39 @@ def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
         th.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def own_random_numbers(seed: int, device: th.device) -> Iterator[None]:
+    """
+    Seed the global generators of Python, NumPy and PyTorch inside the context, and restore them at the end.
+
+    :param seed: the seed
+    :param device: its generator is seeded as well as the CPU's
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        # th.manual_seed would also seed accelerators whose state is not restored
+        th.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with th.cuda.device(device):
+                th.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
 class MaybeCompiled:
     """
-    A pure function that can be called eagerly or compiled. What was compiled stays behind when it is copied or pickled.
+    A pure function that can be called eagerly or compiled.
 
-    Each object compiles for itself, once for each combination of shapes, dtypes and settings that it is called with.
+    Each object compiles separately, once for each combination of shapes, dtypes and settings in its calls. Copies and pickles
+    do not include the compiled code.
 
     :param function: a function of tensors (in any nesting of tuples), modules and constants, without side effects
-    :param device: where it runs
+    :param device: the device that it runs on
     """
 
     def __init__(self, function: Callable[..., Any], device: th.device):
@@ -92,9 +124,11 @@ class MaybeCompiled:
 
     def __call__(self, *args: Any, compiled: bool) -> Any:
         """
+        Call the function.
+
         :param args: arguments of the function
-        :param compiled: whether to compile it (at the first such call, which takes up to a minute)
-        :return: what the function returns
+        :param compiled: whether to run it compiled; the first such call compiles it, which takes up to a minute
+        :return: the function's result
         """
         if not compiled:
             return self.function(*args)
@@ -102,13 +136,13 @@ class MaybeCompiled:
             if self._compiled is None:
                 self._compiled = _compile(self.function, self.device)
             return self._compiled(*args)
-        # Whatever the compiler or its cache on disk raises. What the function itself raises, it raises again below
+        # The compiler and its cache on disk may raise anything. An error of the function itself is raised again below
         except Exception as error:
             warnings.warn(
-                f"{self.function.__name__} could not be compiled, and runs eagerly, which gives the same results more slowly. "
-                "On a CPU, torch.compile needs a C++ compiler such as g++ (or the one that the environment variable CXX "
-                "names), and a cache that is whole: where a process was killed while it compiled, or the disk was full, "
-                f"delete {_cache_folder()!r}, which PyTorch then makes anew. compile=False never compiles. The reason was: "
+                f"{self.function.__name__} could not be compiled, and runs eagerly: with the same results, but slower. "
+                "On a CPU, torch.compile needs a C++ compiler such as g++ (or the one in the environment variable CXX) and an "
+                "intact cache. If a process was killed while it compiled, or the disk was full, delete "
+                f"{_cache_folder()!r}, which PyTorch then creates again. compile=False turns compiling off. The error was: "
                 f"{_first_lines(error)}"
             )
             self._compiled = self.function
@@ -121,12 +155,12 @@ class MaybeCompiled:
 def _compile(function: Callable[..., Any], device: th.device) -> Callable[..., Any]:
     if not hasattr(th._dynamo.config, "trace_autograd_ops"):
         raise th._dynamo.exc.TorchDynamoException(
-            f"PyTorch {th.__version__} can't make gradients part of a graph; newer ones can"
+            f"PyTorch {th.__version__} can't make gradients part of a graph; newer versions can"
         )
     how: dict[str, Any] = {}
     if device.type == "cpu":
-        # Calling the kernels from C++ as well is a tenth faster at 256x2, and compiles in two thirds of the time. The pattern
-        # matcher would put the biases, which `stacked.linear` keeps apart, back into the calls of matrix products
+        # With the C++ wrapper, updates at 256x2 are a tenth faster, and compiling takes two thirds of the time. The pattern
+        # matcher would undo `stacked.linear`: it moves the biases back into the calls of matrix products
         how["options"] = {"cpp_wrapper": True, "pattern_matcher": False}
     compiled = th.compile(function, fullgraph=True, dynamic=False, **how, **_ISOLATION)
     # So that `autograd.grad` becomes part of the graph
@@ -134,10 +168,209 @@ def _compile(function: Callable[..., Any], device: th.device) -> Callable[..., A
 
 
 def _cache_folder() -> str:
-    """Where PyTorch keeps what it compiled; it sets the variable itself when it first looks there."""
+    """Return the folder of PyTorch's cache. PyTorch sets the variable when it first uses the folder."""
     return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "torchinductor_<user>")
 
 
 def _first_lines(error: Exception, n_lines: int = 3) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:n_lines])}"
+
+
+#: Number of steps before the first captured one. The first of them compiles and creates the optimizers' moments.
+WARM_UP = 3
+#: Largest number of graphs to keep; each holds memory on the device.
+MAX_GRAPHS = 16
+
+#: A gradient step. Takes a batch, whether the actor steps, and the flag of divergence; returns scalars to log, by name.
+Step = Callable[[Batch, bool, th.Tensor], dict[str, th.Tensor]]
+
+
+def capture(function: Callable[[], th.Tensor]) -> Callable[[], th.Tensor]:
+    """
+    Capture a function in a CUDA graph, without running it.
+
+    :param function: a function that only launches kernels, on memory that is not moved
+    :return: a function that replays the graph; each call overwrites the result of the last call
+    """
+    graph = th.cuda.CUDAGraph()
+    with th.cuda.graph(graph):
+        result = function()
+
+    def replay() -> th.Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+@contextmanager
+def watch_host() -> Iterator[list[str]]:
+    """
+    Record where the host waits for the device.
+
+    :return: the places as ``file:line``; the list is complete when the context ends
+    """
+    places: list[str] = []
+    before = th.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        th.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            th.cuda.set_sync_debug_mode(before)
+            places += [f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
+    for each in caught:
+        if "synchroniz" not in str(each.message):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+class _Graph(NamedTuple):
+    inputs: Batch
+    names: list[str]
+    replay: Callable[[], th.Tensor]
+
+
+class CapturedStep:
+    """
+    A gradient step that runs as one CUDA graph for each shape of batch, with and without the actor's step.
+
+    A step in which the host waits for the device can't be captured. It then runs without a graph, and one warning says where
+    the host waits. Copies and pickles do not include the graphs.
+
+    :param step: the step
+    :param capture: a function like :func:`capture`
+    :param watch: a function like :func:`watch_host`
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        capture: Callable[[Callable[[], th.Tensor]], Callable[[], th.Tensor]] = capture,
+        watch: Callable[[], Any] = watch_host,
+    ):
+        self.step, self.capture, self.watch = step, capture, watch
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all graphs."""
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._n_calls: Counter[Hashable] = Counter()
+        self._can_be_captured = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(step=self.step, capture=self.capture, watch=self.watch)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.reset()
+
+    def __call__(
+        self, batch: Batch, steps_actor: bool, diverged: th.Tensor, constants: Hashable = None
+    ) -> dict[str, th.Tensor]:
+        """
+        Perform the step.
+
+        :param batch: replay samples, on the device
+        :param steps_actor: whether the actor steps
+        :param diverged: the flag of divergence, set in place; the same tensor in each call
+        :param constants: all other values that the step reads on the host
+        :return: scalars to log, by name
+        """
+        if not self._can_be_captured:
+            return self.step(batch, steps_actor, diverged)
+        key = (_shapes(batch), steps_actor, diverged.data_ptr(), constants)
+        self._n_calls[key] += 1
+        if self._n_calls[key] < WARM_UP:
+            return self.step(batch, steps_actor, diverged)
+        if self._n_calls[key] == WARM_UP:
+            with self.watch() as waits:
+                terms = self.step(batch, steps_actor, diverged)
+            if waits:
+                self._give_up(f"during the step the host waits for the device at {', '.join(dict.fromkeys(waits))}")
+            return terms
+        if key not in self._graphs:
+            if len(self._graphs) == MAX_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            try:
+                self._graphs[key] = self._capture(batch, steps_actor, diverged)
+            except RuntimeError as error:
+                self._give_up(f"{type(error).__name__}: {error}")
+                return self.step(batch, steps_actor, diverged)
+        graph = self._graphs[key]
+        for graph_input, tensor in zip(tensors_of(graph.inputs), tensors_of(batch), strict=True):
+            graph_input.copy_(tensor)
+        # A copy, because the next replay overwrites the original
+        return dict(zip(graph.names, graph.replay().clone().unbind(), strict=True))
+
+    def _capture(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> _Graph:
+        inputs = empty_like(batch)
+        names: list[str] = []
+
+        def step() -> th.Tensor:
+            terms = self.step(inputs, steps_actor, diverged)
+            names[:] = terms
+            return th.stack(list(terms.values()))
+
+        return _Graph(inputs, names, self.capture(step))
+
+    def _give_up(self, reason: str) -> None:
+        self._can_be_captured = False
+        self._graphs.clear()
+        warnings.warn(
+            "The gradient step can't be captured in a CUDA graph. It runs kernel by kernel: the results are the same, but "
+            f"it is slower. The reason: {reason}. Usual causes are optimizers that are not fused "
+            "(optimizer_kwargs=dict(fused=True) makes them so), and a features extractor or guidance that reads values of "
+            "tensors."
+        )
+
+
+def set_learning_rate(optimizers: Iterable[th.optim.Optimizer], learning_rate: float, device: th.device) -> None:
+    """
+    Set the learning rate of optimizers, so that captured steps see the new value.
+
+    Fused optimizers get it in a tensor on the device, which is then updated in place.
+
+    :param optimizers: the optimizers; their parameters are on the device
+    :param learning_rate: the new value
+    :param device: the device
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if not group.get("fused"):
+                group["lr"] = learning_rate
+            elif isinstance(group["lr"], th.Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"], group["capturable"] = th.tensor(learning_rate, dtype=th.float32, device=device), True
+
+
+def as_saved(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """
+    Undo the changes of :func:`set_learning_rate`, so that files do not depend on the device.
+
+    :param state_dict: the state of an optimizer, or of a module (which is returned unchanged)
+    :return: the state with learning rates as numbers
+    """
+    if "param_groups" not in state_dict:
+        return state_dict
+    groups = [
+        {**group, "lr": group["lr"].item(), "capturable": False} if isinstance(group["lr"], th.Tensor) else group
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
+
+
+def empty_like(batch: Batch) -> Batch:
+    """
+    Allocate a batch of the same form.
+
+    :param batch: a batch
+    :return: a batch with uninitialized values
+    """
+    return with_tensors(batch, [th.empty_like(each, memory_format=th.contiguous_format) for each in tensors_of(batch)])
+
+
+def _shapes(batch: Batch) -> tuple[Any, ...]:
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(batch))

@@ -1,6 +1,8 @@
 """
-The policy as a flow: integrating a velocity field from noise to an action (paper, Section 4.1), and the straight
-probability path on which that field is trained (paper, Section 3.2).
+The policy as a flow.
+
+A velocity field is integrated from noise to an action (paper, Section 4.1). It is trained on the straight probability path
+between them (paper, Section 3.2).
 
 Everything here is a pure function of tensors; the networks live in ``networks.py``.
 """
@@ -13,18 +15,20 @@ import torch as th
 #: A velocity field with the state already bound: maps times ``(B, 1)`` and points ``(B, A)`` to velocities ``(B, A)``.
 VelocityField = Callable[[th.Tensor, th.Tensor], th.Tensor]
 
-#: Actions are pulled back this far from the bounds of [-1, 1] before ``atanh``, which is infinite at the bounds.
+#: Actions are clipped to plus and minus this before ``atanh``, which is infinite at -1 and 1.
 PRE_SQUASH_LIMIT = 0.999
 
 
 class FlowNoise(NamedTuple):
     """
-    All the random numbers of one update, drawn together so that the update itself is a deterministic function.
+    All random numbers of one update.
 
-    :ivar path: standard normal, ``(B, A)``: where the paths of the flow-matching loss start
-    :ivar next_action: standard normal, ``(B, A)``: base sample of the action in the next state
-    :ivar action: standard normal, ``(B, A)``: base sample of the action that the actor is trained on
-    :ivar time: uniform on [0, 1), ``(B, 1)``: where on its path each sample of the flow-matching loss is taken
+    They are drawn together, so that the update itself is a deterministic function.
+
+    :ivar path: standard normal, ``(B, A)``: starting points of the paths in the flow-matching loss
+    :ivar next_action: standard normal, ``(B, A)``: base samples of the actions in the next states
+    :ivar action: standard normal, ``(B, A)``: base samples of the actions that the actor is trained on
+    :ivar time: uniform on [0, 1), ``(B, 1)``: position of each sample of the flow-matching loss on its path
     """
 
     path: th.Tensor
@@ -39,38 +43,38 @@ def draw_noise(batch_size: int, action_dim: int, device: th.device) -> FlowNoise
 
     :param batch_size: B
     :param action_dim: A
-    :param device: where the tensors live
+    :param device: the device of the tensors
     :return: the random numbers, not yet truncated (see :func:`truncate_noise`)
     """
-    # The dtype is that of the networks, whatever the user has made PyTorch's default
+    # The networks' dtype, even if the user has changed PyTorch's default
     path, next_action, action = th.randn(3, batch_size, action_dim, device=device, dtype=th.float32).unbind()
     return FlowNoise(path, next_action, action, time=th.rand(batch_size, 1, device=device, dtype=th.float32))
 
 
 def truncate_noise(noise: th.Tensor, noise_clip: float | None) -> th.Tensor:
     """
-    Clip base samples component by component, as the authors' code does (the paper's a0 is an unclipped N(0, I)).
+    Clip each component of base samples, as the authors' code does (the paper's a0 is an unclipped N(0, I)).
 
     :param noise: standard normal samples, any shape
-    :param noise_clip: largest absolute value that remains, or ``None`` to leave the samples as they are
+    :param noise_clip: bound of the absolute values, or ``None`` for no bound
     :return: the base samples a0, of the same shape
     """
     return noise if noise_clip is None else noise.clamp(-noise_clip, noise_clip)
 
 
 def euler_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> th.Tensor:
-    """One step of Euler's rule: first order, one evaluation. Shapes as in :func:`integrate`."""
+    """Take one step of Euler's rule: first order, one evaluation. Shapes as in :func:`integrate`."""
     return x + h * velocity(t, x)
 
 
 def midpoint_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> th.Tensor:
-    """One step of the explicit midpoint rule (paper, Table 1): second order, two evaluations."""
+    """Take one step of the explicit midpoint rule (paper, Table 1): second order, two evaluations."""
     halfway = x + 0.5 * h * velocity(t, x)
     return x + h * velocity(t + 0.5 * h, halfway)
 
 
 def rk4_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> th.Tensor:
-    """One step of the classical Runge-Kutta rule: fourth order, four evaluations."""
+    """Take one step of the classical Runge-Kutta rule: fourth order, four evaluations."""
     k1 = velocity(t, x)
     k2 = velocity(t + 0.5 * h, x + 0.5 * h * k1)
     k3 = velocity(t + 0.5 * h, x + 0.5 * h * k2)
@@ -78,7 +82,7 @@ def rk4_step(velocity: VelocityField, t: th.Tensor, x: th.Tensor, h: float) -> t
     return x + (h / 6) * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
-#: What ``ode_solver`` may be. All are explicit and of fixed step, so that gradients of Q flow through every step.
+#: Allowed values of ``ode_solver``. All are explicit with a fixed step, so that gradients of Q flow through every step.
 ODE_SOLVERS = {"euler": euler_step, "midpoint": midpoint_step, "rk4": rk4_step}
 
 
@@ -103,7 +107,7 @@ def integrate(velocity: VelocityField, x0: th.Tensor, flow_steps: int, ode_solve
 
 def straight_path(x0: th.Tensor, x1: th.Tensor, t: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    The straight line from noise to action, and its constant velocity (paper, Eq. 7).
+    Compute points on the straight line from noise to action, and its constant velocity (paper, Eq. 7).
 
     :param x0: base samples, ``(B, A)``
     :param x1: end points, ``(B, A)``
@@ -115,7 +119,7 @@ def straight_path(x0: th.Tensor, x1: th.Tensor, t: th.Tensor) -> tuple[th.Tensor
 
 def squash(x: th.Tensor) -> th.Tensor:
     """
-    Bound the end point of the flow to the action space scaled to [-1, 1].
+    Map end points of the flow into the action space scaled to [-1, 1].
 
     :param x: end points x(1) of the flow, any shape
     :return: tanh(x)
@@ -125,7 +129,7 @@ def squash(x: th.Tensor) -> th.Tensor:
 
 def unsquash(actions: th.Tensor) -> th.Tensor:
     """
-    The end points that :func:`squash` maps to the given actions, for flow matching before the squashing.
+    Compute the end points that :func:`squash` maps to the given actions, for flow matching before squashing.
 
     :param actions: actions scaled to [-1, 1], any shape; clipped to ±``PRE_SQUASH_LIMIT`` first
     :return: atanh of the clipped actions
@@ -133,5 +137,5 @@ def unsquash(actions: th.Tensor) -> th.Tensor:
     return th.atanh(actions.clamp(-PRE_SQUASH_LIMIT, PRE_SQUASH_LIMIT))
 
 
-#: What ``matching`` may be: the map from a stored action to the end point on which the velocity field is regressed.
+#: Allowed values of ``matching``. Each maps a stored action to the end point onto which the velocity field is regressed.
 MATCHING_SPACES: dict[str, Callable[[th.Tensor], th.Tensor]] = {"action": lambda actions: actions, "pre_squash": unsquash}

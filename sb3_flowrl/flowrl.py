@@ -2,14 +2,10 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
-import copy
-import inspect
-import io
 import math
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,37 +13,23 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from sb3_flowrl import checks, defaults, losses, run_state, safe, update
-from sb3_flowrl.arguments import (
-    ALGORITHM_CHECKS,
-    as_env,
-    check_arguments,
-    check_combination,
-    check_discount,
-    check_policy_kwargs,
-    check_replay_buffer,
-    check_train_freq,
-    initial_spread_coef,
-    plain_number,
-)
-from sb3_flowrl.buffers import RecencyReplayBuffer, float32_space
-from sb3_flowrl.cuda_graphs import CapturedStep, as_saved, set_learning_rate
-from sb3_flowrl.dry_run import try_out
-from sb3_flowrl.execution import MaybeCompiled, matmul_precision, resolve_precision
+from sb3_flowrl import checks, losses, update
+from sb3_flowrl.buffers import Batch, RecencyReplayBuffer, float32_space, sample_batches
+from sb3_flowrl.checkpoint.run_state import generator_states
+from sb3_flowrl.checkpoint.saving import SavableAlgorithm
+from sb3_flowrl.diagnostics.dry_run import try_out
+from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
+from sb3_flowrl.legacy import with_sorted_keys
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
-from sb3_flowrl.old_models import has_unsorted_keys, read_saved_names, was_made_with_sorted_keys, with_sorted_keys
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_flowrl.replay import Batch, sample_batches
 from sb3_flowrl.reward_scale import RewardScale, scale_of
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
@@ -57,27 +39,26 @@ AUTO_COMPILE_UPDATES = 10_000
 
 
 def _make_policy(
-    policy_class: type[BasePolicy], observation_space: spaces.Space, _: spaces.Space, *args: Any, **kwargs: Any
+    policy_class: type[BasePolicy], observation_space: spaces.Space[Any], _: spaces.Space[Any], *args: Any, **kwargs: Any
 ) -> BasePolicy:
-    """In the place of ``policy_class``, so that SB3 gives the policy another observation space than the replay buffer."""
+    """Make a policy with another observation space than the one that SB3 passes to it and to the replay buffer."""
     return policy_class(observation_space, *args, **kwargs)
 
 
-class FlowRL(OffPolicyAlgorithm):
+class FlowRL(SavableAlgorithm):
     """
     FlowRL: Flow-Based Policy for Online Reinforcement Learning.
 
-    An off-policy actor-critic whose actor is a flow, a state-conditioned velocity field that is integrated from noise to an
-    action. It maximises Q_π while its Wasserstein-2 distance to the best behaviour in the replay buffer stays bounded:
-    every buffer action attracts the flow, weighted by how much better the behaviour did than the present policy.
+    An off-policy actor-critic whose actor is a flow: a state-conditioned velocity field, integrated from noise to an action.
+    The flow maximizes Q_π while its Wasserstein-2 distance to the best behavior in the replay buffer stays bounded. Each
+    buffer action attracts the flow, weighted by how much better the behavior did there than the present policy.
 
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations with three additions that together were measured to help: a Q_π that is normalised
-    by batch (``policy_kwargs``, see ``FlowActorCriticPolicy``), actions that are kept apart (``spread_coef``), and a faster
-    Adam. ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` give the paper and the authors' code to the
-    letter.
+    The defaults are the paper's equations and three additions that together learn faster: batch normalization in Q_π
+    (``policy_kwargs``, see ``FlowActorCriticPolicy``), a term that keeps actions apart (``spread_coef``), and a faster Adam.
+    ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code exactly.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -88,7 +69,7 @@ class FlowRL(OffPolicyAlgorithm):
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
     :param tau: the soft update coefficient ("Polyak update", between 0 and 1), the weight of the online network.
-        The authors' 0.95 leaves the targets almost no lag
+        With the authors' 0.95 the targets have almost no lag
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
@@ -98,8 +79,9 @@ class FlowRL(OffPolicyAlgorithm):
     :param action_noise: the action noise type (None by default), this can help
         for hard exploration problem. Cf common.noise for the different action noise type.
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
-        If ``None``, it will be automatically selected. SB3's and ours are asked for the batches of all ``gradient_steps`` at
-        once, a class of your own for one batch at a time, which may have another number of transitions than ``batch_size``
+        If ``None``, it will be automatically selected. Buffers of SB3 and of this package sample the batches of all
+        ``gradient_steps`` at once. Any other class samples one batch at a time, which may be larger or smaller than
+        ``batch_size``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
     :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
         at a cost of more complexity.
@@ -110,43 +92,43 @@ class FlowRL(OffPolicyAlgorithm):
         with ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead.
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
-    :param scale_rewards: whether rewards are divided, when they are sampled, by a running scale of the discounted return, see
-        ``sb3_flowrl.reward_scale``: then values stay within about ±5, and ``w2_coef`` and the guidance mean the same whatever
-        the scale of the rewards. It does nothing beside a VecNormalize that normalizes rewards
-    :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, which alone makes use of them. With
+    :param scale_rewards: whether to divide sampled rewards by a running scale of the discounted return, see
+        ``sb3_flowrl.reward_scale``. Values then stay within about ±5, and ``w2_coef`` means the same on every task. It has no
+        effect beside a VecNormalize that normalizes rewards
+    :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, as nothing else uses them. With
         ``policy_delay=2`` this saves a fifth of an update's arithmetic
-    :param actor_tau: weight of the actor in its moving average, at each of its steps. The average is what
-        ``predict(deterministic=True)`` plays: it stays where the actor swings from update to update. Exploration and the
-        updates take the actor itself. ``None`` keeps no average
+    :param actor_tau: weight of the actor in its moving average, at each of its steps. ``predict(deterministic=True)`` plays
+        the average, which stays where the actor swings from update to update. Exploration and updates use the actor itself.
+        ``None`` keeps no average
     :param flow_steps: number N of integration steps from noise to action
     :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field
         a step
-    :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behaviour in the buffer.
+    :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behavior in the buffer.
         The authors recommend 0.8 for HumanoidBench tasks that they did not report
-    :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 leaves the constraint out
-    :param guidance: what makes the weights λ·w of the buffer's actions from ``(q_behavior, q_policy, w2_coef)``, see
-        ``sb3_flowrl.guidance``: "paper" (0 where the policy is no worse than the behaviour, capped at 1), "reference" (the
-        authors' code, never 0), or a callable of the same signature that returns the final weights, λ included
+    :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 removes the constraint
+    :param guidance: how buffer actions are weighted, see ``sb3_flowrl.guidance``: "paper" (0 where the policy is no worse than
+        the behavior, at most 1), "reference" (the authors' code, never 0), or a function of
+        ``(q_behavior, q_policy, w2_coef)`` that returns the final weights, λ included
     :param per_sample: whether each weight acts on its own sample, as Theorem 4.2 needs. False multiplies the mean weight by
         the mean error, as the authors' code does
-    :param matching: where the flow-matching error is measured: "action" regresses the flow's end point, before it is
-        squashed, onto the stored action itself, as the authors' code does; "pre_squash" onto atanh of the action (clipped to
+    :param matching: where the flow-matching error is measured. "action" compares the flow's end point, before it is squashed,
+        with the stored action, as the authors' code does. "pre_squash" compares it with atanh of the action (clipped to
         ±0.999), so that a perfect match plays the stored action
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
-    :param spread_coef: α, the coefficient of the spread of the policy's actions in one state, see ``losses.log_spread``: it
-        keeps the flow from collapsing to a point, after which nothing new is tried. "auto" learns it, as SAC its ``ent_coef``,
-        so that the spread stays at ``target_spread``; "auto_0.1" begins with 0.1 instead of 1; 0 leaves it out, as the paper
-        does
-    :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of the
-        actions, scaled to [-1, 1], in its geometric mean over their dimensions, see ``losses.log_spread``
-    :param precision: how the updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
-        TF32 on CUDA, see ``execution.matmul_precision``. "auto": the faster of these two that is exact on this machine, kept
-        in ``resolved_precision``. "bfloat16": the networks run under bfloat16 autocast; parameters,
-        optimiser state and losses stay in float32
-    :param compile: whether the updates run through ``torch.compile`` (on CUDA each as one CUDA graph), which takes up to a
-        minute at the first of them. "auto" compiles at once on CUDA, and on a CPU from update 10 000 on
-    :param float64_observations: keep observations that arrive as float64 in float64 in the replay buffer, as SB3 does, at
-        twice the memory. The networks see float32 in any case
+    :param spread_coef: α, the coefficient of the term that keeps the policy's actions in one state apart, see
+        ``losses.log_spread``. Without it the flow collapses to a point, and exploration ends. "auto" learns α, as SAC learns
+        ``ent_coef``, so that the spread stays at ``target_spread``; "auto_0.1" starts from 0.1 instead of 1; 0 removes the
+        term, as in the paper
+    :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of
+        actions scaled to [-1, 1] (geometric mean over their dimensions), see ``losses.log_spread``
+    :param precision: how updates compute matrix products. "float32": exactly. "float32_fast": by oneDNN on a CPU and in
+        TF32 on CUDA, see ``execution.matmul_precision``. "auto": the faster of these two that is exact on this machine, stored
+        in ``resolved_precision``. "bfloat16": networks run under bfloat16 autocast; parameters, optimizer state and losses
+        stay in float32
+    :param compile: whether updates run through ``torch.compile`` (on CUDA as one CUDA graph each); the first one then takes up
+        to a minute. "auto" compiles at once on CUDA, and from update 10 000 on a CPU
+    :param float64_observations: whether the replay buffer keeps float64 observations in float64, as SB3 does, at twice the
+        memory. The networks get float32 in any case
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
         the reported success rate, mean episode length, and mean reward over
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -157,7 +139,7 @@ class FlowRL(OffPolicyAlgorithm):
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: before any work, for an argument or an action space that FlowRL can't work with
+    :raises ValueError: before any work, if an argument or the action space is not supported
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -217,11 +199,10 @@ class FlowRL(OffPolicyAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.policy_delay = policy_delay
-        # Files without these attributes predate them
-        self.scale_rewards = False if defaults.is_loading() else scale_rewards
+        self.scale_rewards = scale_rewards
         self.reward_scale: RewardScale | None = None
-        self.delay_behavior = False if defaults.is_loading() else delay_behavior
-        self.actor_tau = None if defaults.is_loading() else actor_tau
+        self.delay_behavior = delay_behavior
+        self.actor_tau = actor_tau
         self.flow_steps = flow_steps
         self.ode_solver = ode_solver
         self.expectile = expectile
@@ -236,17 +217,13 @@ class FlowRL(OffPolicyAlgorithm):
         self.compile = compile
         self.float64_observations = float64_observations
         self.trained_on_normalized_obs = False
-        # A file that doesn't say so is of before there were others
-        self.has_former_defaults = defaults.is_loading()
-        if self.has_former_defaults:
-            self.spread_coef = 0.0
-        # Files without this attribute have networks that were built on a Dict space with sorted keys
-        self.has_sorted_keys = defaults.is_loading()
-        self._generators_before_step: run_state.GeneratorStates | None = None
-        if _init_setup_model:  # while loading, the arguments are not yet the model's own
-            check_arguments(ALGORITHM_CHECKS, locals())
+        # Files without these attributes are old, see `legacy`
+        self.stores_defaults, self.has_sorted_keys = True, False
+        self._generators_before_step = None
+        if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
+            checks.check_arguments(checks.ALGORITHM_CHECKS, dict(policy=policy, seed=seed, device=device))
         if env is not None or _init_setup_model:
-            env = as_env(env, verbose)
+            env = checks.as_env(env, verbose)
             checks.check_action_space(env.action_space)
 
         super().__init__(
@@ -277,47 +254,39 @@ class FlowRL(OffPolicyAlgorithm):
         )
 
         if _init_setup_model:
-            check_train_freq(self.n_envs, self.train_freq)
+            checks.check_train_freq(self.n_envs, self.train_freq)
             self._setup_model()
 
     def _setup_model(self) -> None:
-        check_arguments(ALGORITHM_CHECKS, vars(self))  # again, as `load` may have changed them
-        vars(self).update({name: plain_number(vars(self)[name]) for name in ALGORITHM_CHECKS if name in vars(self)})
-        check_combination(self.observation_space, self.n_steps, self.optimize_memory_usage)
-        check_replay_buffer(self)
+        checks.check_model(self)
         if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
             raise ValueError(
                 f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
                 f"replay_buffer_kwargs=dict(n_steps={self.n_steps}, gamma={self.gamma}) instead of n_steps."
             )
         user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
-        if misplaced := sorted(flow_kwargs.keys() & user_policy_kwargs.keys()):
-            raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={user_policy_kwargs}.")
-        check_policy_kwargs(self.policy_class, user_policy_kwargs)
-        # The policy needs these to predict on its own; what is saved as policy_kwargs stays what the user gave
+        checks.check_policy_kwargs(self.policy_class, user_policy_kwargs, of_algorithm=flow_kwargs)
+        # The policy needs these to predict on its own. `policy_kwargs` as saved stays what the user passed
         self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
         observation_space, policy_class = self.observation_space, self.policy_class
         if not self.float64_observations:
-            # SB3 gives one space to both: the replay buffer gets this one, and the policy the environment's own
+            # SB3 passes one space to both. The replay buffer gets this one, the policy the environment's own
             self.observation_space = float32_space(observation_space)
             self.policy_class = partial(  # type: ignore[assignment]
                 _make_policy, policy_class, self._policy_space(observation_space)
             )
         with warnings.catch_warnings():
             if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
-                # So it is when a model with n-step returns is loaded, of which SB3 says that n_steps is ignored
+                # A loaded model has the n-step buffer already, and SB3 would warn that it ignores n_steps
                 warnings.filterwarnings("ignore", message="`n_steps=")
-            with defaults.use(defaults.FORMER if self.has_former_defaults else defaults.TODAYS):
-                super()._setup_model()
-        check_discount(self.gamma, self.replay_buffer)
+            super()._setup_model()
+        checks.check_discount(self.gamma, self.replay_buffer)
         self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
         self.policy_class = policy_class
         self._create_aliases()
         self._setup_spread_coef()
-        if not self.scale_rewards:
-            self.reward_scale = None
-        elif self.reward_scale is None:  # else it is a loaded model's
-            self.reward_scale = RewardScale(self.gamma)
+        # A loaded model has one already
+        self.reward_scale = (self.reward_scale or RewardScale(self.gamma)) if self.scale_rewards else None
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -326,22 +295,10 @@ class FlowRL(OffPolicyAlgorithm):
         self._cuda_graphs = self.device.type == "cuda"
         self._captured_step = CapturedStep(self._gradient_step)
         self._diverged = th.zeros((), device=self.device, dtype=th.float32)
-        if self.env is not None:  # else it can only predict
+        if self.env is not None:  # without one the model can only predict
             try_out(self)
 
-    def rehearsal(self) -> "FlowRL":
-        """
-        Copy what an update changes.
-
-        :return: a model with copies of the networks and optimizers, and all else in common
-        """
-        copied = copy.copy(self)
-        copied.policy, copied.compile = copy.deepcopy(self.policy), False
-        copied._create_aliases()
-        copied._setup_spread_coef()
-        return copied
-
-    def _policy_space(self, observation_space: spaces.Space) -> spaces.Space:
+    def _policy_space(self, observation_space: spaces.Space[Any]) -> spaces.Space[Any]:
         if self.has_sorted_keys and isinstance(observation_space, spaces.Dict):
             return with_sorted_keys(observation_space)
         return observation_space
@@ -353,13 +310,13 @@ class FlowRL(OffPolicyAlgorithm):
         self.log_spread_coef: th.Tensor | None = None
         self.spread_coef_optimizer: th.optim.Optimizer | None = None
         if isinstance(self.spread_coef, str):
-            # The logarithm, so that it stays above 0
-            initial = math.log(initial_spread_coef(self.spread_coef))
+            # Learn the logarithm, so that α stays above 0
+            initial = math.log(checks.initial_spread_coef(self.spread_coef))
             self.log_spread_coef = th.full((1,), initial, device=self.device, dtype=th.float32, requires_grad=True)
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
     def _current_spread_coef(self) -> th.Tensor | None:
-        """The coefficient as the actor's loss takes it."""
+        """Return α as the actor's loss takes it."""
         if self.log_spread_coef is not None:
             return self.log_spread_coef.detach().exp().squeeze()
         if not self.spread_coef:
@@ -389,7 +346,7 @@ class FlowRL(OffPolicyAlgorithm):
         ]
 
     def _averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
-        """:return: each network that has a moving average, the average, and the weight of the network in it"""
+        """List each network that has a moving average, the average, and the network's weight in it."""
         averages: list[tuple[nn.Module, nn.Module, float]] = []
         if self.critic_target is not None:
             averages.append((self.critic, self.critic_target, self.tau))
@@ -412,7 +369,7 @@ class FlowRL(OffPolicyAlgorithm):
         self._update_learning_rate(self._optimizers())
 
         logs: list[update.Terms] = []
-        diverged = self._diverged.zero_()  # looked at when all updates are done
+        diverged = self._diverged.zero_()  # read once, after all updates
         step = self._step_in_a_graph if self._cuda_graphs and self._compiles_now() else self._gradient_step
         with matmul_precision(self.settings.precision, self.device):
             for batch in self._sample_batches(gradient_steps, batch_size):  # Line 6
@@ -461,7 +418,7 @@ class FlowRL(OffPolicyAlgorithm):
         return terms | found.terms
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
-        """Take :meth:`_gradient_step` as one CUDA graph; what the step reads on the host decides which graph."""
+        """Take :meth:`_gradient_step` as one CUDA graph. The constants that the step reads on the host select the graph."""
         optimizers = self._optimizers()
         settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
         constants = (
@@ -479,14 +436,6 @@ class FlowRL(OffPolicyAlgorithm):
         learning_rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", learning_rate)
         set_learning_rate(optimizers if isinstance(optimizers, list) else [optimizers], learning_rate, self.device)
-
-    def get_parameters(self) -> dict[str, dict]:
-        """
-        Return the parameters of the networks and the states of the optimizers, as in SB3.
-
-        :return: state dicts by the name of the object
-        """
-        return {name: as_saved(state_dict) for name, state_dict in super().get_parameters().items()}
 
     def _value_optimizers(self) -> list[th.optim.Optimizer]:
         return [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
@@ -510,7 +459,7 @@ class FlowRL(OffPolicyAlgorithm):
 
     @property
     def settings(self) -> update.Settings:
-        """:return: the constants of the update's equations, as the arguments are now"""
+        """Collect the constants of the update's equations from the present arguments."""
         guidance = GUIDANCES[self.guidance] if isinstance(self.guidance, str) else self.guidance
         precision = resolve_precision(self.precision, self.device)
         return update.Settings(self.expectile, self.w2_coef, guidance, self.per_sample, self.matching, precision)
@@ -529,11 +478,11 @@ class FlowRL(OffPolicyAlgorithm):
 
     def _record(self, logs: list[update.Terms], diverged: th.Tensor) -> None:
         """
-        Log the means of what the updates of one ``train()`` call return.
+        Log the means of the terms that the updates of one ``train()`` call return.
 
         :param logs: by update
-        :param diverged: 1 if a loss or a gradient has exploded, else 0, a scalar
-        :raises ValueError: if one has
+        :param diverged: 1 if a loss or a gradient was not finite, else 0, a scalar
+        :raises ValueError: if one was not
         """
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.reward_scale is not None:
@@ -568,20 +517,14 @@ class FlowRL(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfFlowRL:
         """
-        Return a trained model.
+        Return a trained model, as in SB3.
 
-        :param total_timesteps: The total number of samples (env steps) to train on; a float must be whole, such as 1e6. With
-            ``reset_num_timesteps=False`` it may be 0 or less, as in ``1_000_000 - model.num_timesteps``: nothing is left to do
-        :param callback: callback(s) called at every step with state of the algorithm.
-        :param log_interval: the number of episodes before logging
-        :param tb_log_name: the name of the run for TensorBoard logging
-        :param reset_num_timesteps: whether or not to reset the current timestep number (used in logging)
-        :param progress_bar: Display a progress bar using tqdm and rich.
-        :return: the trained model
-        :raises ValueError: if ``total_timesteps`` is not a whole number, or ``train_freq`` counts the episodes of several
-            environments
+        ``total_timesteps`` may be a whole float such as 1e6. With ``reset_num_timesteps=False`` it may also be 0 or less, as
+        in ``1_000_000 - model.num_timesteps``: then nothing is left to do.
+
+        :raises ValueError: if it is not whole, or ``train_freq`` counts episodes of several environments
         """
-        check_train_freq(self.n_envs, self.train_freq)
+        checks.check_train_freq(self.n_envs, self.train_freq)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
         if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset
@@ -596,129 +539,16 @@ class FlowRL(OffPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-        if self._num_timesteps_at_start < self.num_timesteps <= self.learning_starts and self._n_updates == n_updates_before:
-            warnings.warn(
-                f"No update was made: learn() ended at step {self.num_timesteps}, and the updates begin after "
-                f"learning_starts={self.learning_starts} steps of the model. Train for longer, or pass a smaller one, as in "
-                f"{type(self).__name__}(..., learning_starts={min(100, max(self.num_timesteps // 10, 0))})."
-            )
+        if self._num_timesteps_at_start < self.num_timesteps and self._n_updates == n_updates_before:
+            checks.warn_of_no_update(self)
         return self
-
-    @classmethod
-    def load(
-        cls: type[SelfFlowRL],
-        path: str | Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs,
-    ) -> SelfFlowRL:
-        """
-        Load a model from a zip-file, as in SB3. One that was saved before the defaults changed is what it was.
-
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on (can be None if you only need prediction from a trained
-            model), has priority over any saved environment
-        :param device: Device on which the code should run.
-        :param custom_objects: objects to put in the place of the saved ones, by their names
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training
-        :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
-        :return: the model
-        :raises TypeError: for a keyword that is neither
-        """
-        with defaults.loading():
-            if kwargs:
-                cls._check_keywords_of_load(kwargs, path)
-            if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
-                kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-
-    @classmethod
-    def _check_keywords_of_load(cls, kwargs: dict[str, Any], path: str | Path | io.BufferedIOBase) -> None:
-        arguments = inspect.signature(cls.__init__).parameters
-        blank = cls(policy=FlowActorCriticPolicy, env=None, _init_setup_model=False)  # type: ignore[arg-type]
-        known = {*arguments, *vars(blank), *blank._excluded_save_params()}
-        if not kwargs.keys() <= known:
-            known.update(read_saved_names(path))
-        checks.check_keywords(f"{cls.__name__}.load", kwargs, known)
-
-    def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
-        """
-        Save all that training needs to go on bit for bit, the replay buffer included, so that nothing is lost when the
-        process is killed, be it while saving. To save the model alone, use ``save``.
-
-        It is taken between calls of ``learn``, or within them by ``ResumableCheckpointCallback``; best when every environment
-        has just ended an episode, as episodes under way can't be saved, and are ended. What a checkpoint can't hold: an
-        environment's state besides its ``np_random``, and the states of callbacks and loggers.
-
-        :param folder: where the checkpoints are, for this run alone; each gets a folder of its own in it
-        :param keep: how many of the newest checkpoints stay
-        :return: the new checkpoint's own folder
-        :raises CheckpointError: if it can't be written, or networks or optimizers hold values that are not finite; older ones
-            stay as they are
-        :raises ValueError: if the model has no environment, or ``keep`` is not a positive integer
-        """
-        return run_state.save_run(self, folder, keep, self._generators_before_step)
-
-    @classmethod
-    def load_checkpoint(
-        cls: type[SelfFlowRL],
-        folder: str | Path,
-        env: GymEnv | str,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        **kwargs,
-    ) -> SelfFlowRL:
-        """
-        Load the newest whole checkpoint of a run. Go on with ``learn(..., reset_num_timesteps=False)``.
-
-        A checkpoint holds pickles, which can run any code: load only those that you trust.
-
-        :param folder: where the checkpoints are
-        :param env: the environment, made and wrapped as the run's was; the options of VecNormalize are those of the one given,
-            its statistics the run's
-        :param device: Device on which the code should run.
-        :param custom_objects: as in ``load``
-        :param kwargs: arguments that the run's model was made with. They change nothing, but if one is not the run's it is an
-            error, so that no run goes on in the place of another. Only ``verbose`` and ``tensorboard_log`` may differ
-        :return: the model
-        :raises CheckpointError: if there is no whole checkpoint, or something in it can't be loaded here
-        :raises ValueError: if the environment or an argument is not the run's
-        """
-        return run_state.load_newest_run(cls, folder, env, device, custom_objects, kwargs)
-
-    def save_policy_safe(self, path: str | Path) -> None:
-        """
-        Save what inference needs in a file without pickles, see ``sb3_flowrl.safe.save_policy_safe``.
-
-        :param path: the file to write, usually ``*.safetensors``
-        :raises ValueError: for what such a file can't hold, such as a features extractor of the user's own
-        :raises ImportError: without safetensors
-        """
-        safe.save_policy_safe(self, path)
-
-    @staticmethod
-    def load_policy_safe(path: str | Path, device: th.device | str = "auto") -> FlowActor:
-        """
-        Load a policy for inference without unpickling anything, see ``sb3_flowrl.safe.load_policy_safe``.
-
-        :param path: the file that ``save_policy_safe`` wrote
-        :param device: Device on which the policy should be loaded.
-        :return: the actor, with SB3's ``predict``
-        :raises PolicyFileError: if the file is not, or no longer, what ``save_policy_safe`` wrote
-        :raises ImportError: without safetensors
-        """
-        return safe.load_policy_safe(path, device)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         assert self.env is not None  # for mypy
         if isinstance(self.env.unwrapped, DummyVecEnv):  # asking other processes at each step would be slow
-            self._generators_before_step = run_state.generator_states(self.env)
+            self._generators_before_step = generator_states(self.env)
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
     def _store_transition(
@@ -734,65 +564,3 @@ class FlowRL(OffPolicyAlgorithm):
             normalize = self._vec_normalize_env
             self.reward_scale.update(reward if normalize is None else normalize.get_original_reward(), dones)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-
-    def set_parameters(
-        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters from a given zip-file or a nested dictionary, as in SB3.
-
-        :param load_path_or_dict: Location of the saved data (path or file-like, see ``save``), or a nested dictionary
-            containing nn.Module parameters used by the policy.
-        :param exact_match: If True, the given parameters should include parameters for each module and each of their
-            parameters, otherwise raises an Exception.
-        :param device: Device on which the code should run.
-        :raises ValueError: if names are missing, if the coefficient of the spread is learned here and not there, or there and
-            not here, or if a file's networks take the keys of Dict observations in another order; the first two, while a
-            model is loaded, as a RuntimeError
-        """
-        params = load_path_or_dict
-        if not isinstance(params, dict):
-            if has_unsorted_keys(self.observation_space) and was_made_with_sorted_keys(params) != self.has_sorted_keys:
-                raise ValueError(
-                    "Either this model or the file is of a version of sb3_flowrl whose networks took the keys of Dict "
-                    "observations in sorted order, and the other is not. Load the file with FlowRL.load instead."
-                )
-            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
-        # SB3's `load` takes a ValueError for one of a model of an old version, and hides it behind another
-        error_class = RuntimeError if defaults.is_loading() else ValueError
-        missing = [name for name in self._get_torch_save_params()[0] if name not in params]
-        if exact_match and missing and missing != ["spread_coef_optimizer"]:
-            raise error_class(
-                f"Names of parameters do not match this model's: {', '.join(map(repr, missing))} missing from the given "
-                f"{', '.join(map(repr, params)) or 'none'}. Pass exact_match=False to set only those that are given."
-            )
-        is_learned, was_learned = self.spread_coef_optimizer is not None, "spread_coef_optimizer" in params
-        if (was_learned and not is_learned) or (exact_match and is_learned and not was_learned):
-            raise error_class(
-                f"The parameters are of a model whose spread_coef is {'learned' if was_learned else 'not learned'}, and this "
-                f"one's is {self.spread_coef!r}. Load it {'with one such as' if was_learned else 'without'} "
-                f'spread_coef="auto".'
-            )
-        super().set_parameters(params, exact_match=exact_match, device=device)
-        self._captured_step.reset()  # the optimizers' states are in other tensors now
-
-    def _excluded_save_params(self) -> list[str]:
-        aliases = ["actor", "averaged_actor", "critic", "critic_target"]
-        aliases += ["behavior_critic", "behavior_critic_target", "behavior_value"]
-        own = [
-            "_batch_norm_stats",
-            "_generators_before_step",
-            "_differentiate_values",
-            "_differentiate_actor",
-            "_captured_step",
-            "_diverged",
-            "_run_identity",
-            "lr_schedule",  # made of `learning_rate`
-        ]
-        return [*super()._excluded_save_params(), *aliases, *own]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        optimizers = [f"{name}.optimizer" for name in ("actor", "critic", "behavior_critic", "behavior_value")]
-        if self.spread_coef_optimizer is None:
-            return ["policy", *optimizers], []
-        return ["policy", *optimizers, "spread_coef_optimizer"], ["log_spread_coef"]

@@ -1,11 +1,11 @@
 """
-Guidance: how strongly each action of the replay buffer pulls the policy towards itself.
+Guidance: weights that say how strongly each action of the replay buffer attracts the policy.
 
-The policy may not be far from the best behaviour in the buffer, which can't be sampled. So every buffer action is used,
-weighted by how much better the behaviour did than the present policy: x = Q_β*(s, a) - Q_π(s, a^π) (paper, Eqs. 13, 14).
+The policy must stay near the best behavior in the buffer, which can't be sampled. So every action of the buffer is used,
+weighted by how much better the behavior did than the current policy: x = Q_β*(s, a) - Q_π(s, a^π) (paper, Eqs. 13, 14).
 
-A guidance is any function of ``(q_behavior, q_policy, w2_coef)``, both values ``(B, 1)`` and without gradient, that
-returns the final weights λ·w, ``(B, 1)``, λ = ``w2_coef`` included.
+A guidance is any function of ``(q_behavior, q_policy, w2_coef)`` that returns the final weights λ·w, ``(B, 1)``. They include
+λ = ``w2_coef``. Both values are ``(B, 1)`` and without gradient.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch as th
 
 class GuidanceError(ValueError):
     """
-    A guidance returned something that is not one weight for each sample.
+    The guidance did not return one weight for each sample.
     """
 
 
@@ -28,9 +28,9 @@ REFERENCE_WEIGHT_MIN, WEIGHT_MAX = 1e-3, 1.0
 
 def uncapped_guidance(q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: float) -> th.Tensor:
     """
-    λ · 1{x > 0} · exp(x - mean(x)): the paper to the letter (Eq. 14 with the f of Appendix B.1).
+    Compute λ · 1{x > 0} · exp(x - mean(x)), exactly as in the paper (Eq. 14 with the f of Appendix B.1).
 
-    Nothing bounds it: where values spread over tens of units, single weights become astronomical. Prefer
+    The weights have no upper bound: when values spread over tens of units, single weights become astronomical. Prefer
     :func:`paper_guidance` for training.
 
     :param q_behavior: clipped Q_β*(s, a) at the buffer's actions, ``(B, 1)``
@@ -44,7 +44,7 @@ def uncapped_guidance(q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: float
 
 def paper_guidance(q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: float) -> th.Tensor:
     """
-    min(λ · 1{x > 0} · exp(x - mean(x)), 1): the paper's weights, capped as the authors cap theirs.
+    Compute min(λ · 1{x > 0} · exp(x - mean(x)), 1): the paper's weights, with the cap of the authors' code.
 
     :param q_behavior: clipped Q_β*(s, a) at the buffer's actions, ``(B, 1)``
     :param q_policy: clipped Q_π(s, a^π) at the policy's actions, ``(B, 1)``
@@ -56,7 +56,9 @@ def paper_guidance(q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: float) -
 
 def reference_guidance(q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: float) -> th.Tensor:
     """
-    clamp(λ · exp(u - mean(u)), 1e-3, 1) with u = relu(x): the authors' code. Never zero, even for λ = 0.
+    Compute clamp(λ · exp(u - mean(u)), 1e-3, 1) with u = relu(x), as the authors' code does.
+
+    The weights are never zero, even for λ = 0.
 
     :param q_behavior: clipped Q_β*(s, a) at the buffer's actions, ``(B, 1)``
     :param q_policy: clipped Q_π(s, a^π) at the policy's actions, ``(B, 1)``
@@ -68,9 +70,9 @@ def reference_guidance(q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: floa
 
 
 def _scaled_exp(exponent: th.Tensor, w2_coef: float) -> th.Tensor:
-    # λ·exp(z) computed as exp(z + log λ), so that λ = 0 gives 0 and not 0·inf = NaN where exp(z) overflows.
+    # λ·exp(z) computed as exp(z + log λ), so that λ = 0 gives 0 instead of 0·inf = NaN where exp(z) overflows.
     return th.exp(exponent + (math.log(w2_coef) if w2_coef > 0 else -math.inf))
 
 
-#: What ``guidance`` may be, besides a callable.
+#: Allowed values of ``guidance``, besides a callable.
 GUIDANCES: dict[str, Guidance] = {"paper": paper_guidance, "reference": reference_guidance}

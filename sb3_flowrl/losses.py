@@ -10,15 +10,15 @@ from functools import reduce
 
 import torch as th
 
-#: Actions closer than this count as so far apart in :func:`log_spread`, which would else be infinite where two are equal.
+#: Smallest distance of two actions in :func:`log_spread`, whose logarithm would otherwise be infinite for equal actions.
 SPREAD_FLOOR = 0.02
-#: -E[log |z|] for the difference z of two samples of N(0, 1): half of Euler's constant.
+#: ``-E[log |z|]`` for the difference z of two samples of N(0, 1): half of Euler's constant.
 GAUSSIAN_OFFSET = 0.5 * 0.5772156649015329
 
 
 def clipped_min(q_values: th.Tensor) -> th.Tensor:
     """
-    The clipped estimate of a twin critic: the smallest of its values, sample by sample.
+    Compute the clipped estimate of a twin critic: the smallest of its values for each sample.
 
     :param q_values: values of each Q-network, ``(n_critics, B, 1)``
     :return: their minimum, ``(B, 1)``
@@ -28,12 +28,12 @@ def clipped_min(q_values: th.Tensor) -> th.Tensor:
 
 def bootstrap_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     """
-    Regression target of a Q-function: y = r + γ (1 - d) V(s') (paper, Eqs. 3 and 19).
+    Compute the regression target of a Q-function: y = r + γ (1 - d) V(s') (paper, Eqs. 3 and 19).
 
     :param rewards: r, ``(B, 1)``; for n-step replay the discounted sum of n rewards
-    :param dones: d, ``(B, 1)``: 1 where the episode terminated, 0 where it goes on or was only cut by a time limit
-    :param discounts: γ, or γ^n with n of each sample, ``(B, 1)``
-    :param next_values: the value of the next state, ``(B, 1)``: for Q_π the clipped twin (the target, if it has one) at the
+    :param dones: d, ``(B, 1)``: 1 if the episode terminated, 0 if it continues or only a time limit ended it
+    :param discounts: γ, or γ^n with each sample's own n, ``(B, 1)``
+    :param next_values: values of the next states, ``(B, 1)``: for Q_π the clipped twin (of its target, if it has one) at the
         policy's action, for Q_β* the expectile value V_β*
     :return: y, ``(B, 1)``
     """
@@ -42,7 +42,7 @@ def bootstrap_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor 
 
 def critic_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """
-    Squared Bellman residual, summed over the Q-networks of a critic (paper, Eq. 3 for Q_π, Eq. 19 for Q_β*).
+    Compute the squared Bellman residual, summed over the Q-networks of a critic (paper, Eq. 3 for Q_π, Eq. 19 for Q_β*).
 
     :param q_values: values of each Q-network, ``(n_critics, B, 1)``
     :param targets: y, ``(B, 1)``, without gradient
@@ -53,9 +53,9 @@ def critic_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
 
 def expectile_loss(errors: th.Tensor, expectile: float) -> th.Tensor:
     """
-    Expectile regression, which makes V_β* approach the best value in the replay buffer (paper, Eq. 18).
+    Compute the expectile regression that makes V_β* approach the best value in the replay buffer (paper, Eq. 18).
 
-    :param errors: u = Q_β*(s, a) - V_β*(s), ``(B, 1)``, with the gradient in V_β*
+    :param errors: u = Q_β*(s, a) - V_β*(s), ``(B, 1)``, with gradient through V_β*
     :param expectile: τ in (0, 1); 0.5 gives half the mean squared error, 1 would give the maximum
     :return: mean(abs(τ - 1{u < 0}) · u²), a scalar
     """
@@ -65,9 +65,9 @@ def expectile_loss(errors: th.Tensor, expectile: float) -> th.Tensor:
 
 def flow_matching_error(velocities: th.Tensor, path_velocities: th.Tensor) -> th.Tensor:
     """
-    Conditional flow-matching error of each sample (paper, Eq. 7, with the mean over action dimensions).
+    Compute the conditional flow-matching error of each sample (paper, Eq. 7, with the mean over action dimensions).
 
-    The error has an irreducible part, the variance of a - a0 given a_t, so it does not approach 0, and it is not the
+    The error has an irreducible part, the variance of a - a0 given a_t. It therefore does not approach 0, and it is not the
     bound of Theorem 4.1.
 
     :param velocities: v_θ(t, s, a_t), ``(B, A)``
@@ -79,12 +79,12 @@ def flow_matching_error(velocities: th.Tensor, path_velocities: th.Tensor) -> th
 
 def weighted_flow_matching_loss(errors: th.Tensor, weights: th.Tensor, per_sample: bool = True) -> th.Tensor:
     """
-    The constraint's term of the actor loss (paper, Eqs. 13 and 22): λ · E[w(s, a) · error].
+    Compute the constraint in the actor's loss (paper, Eqs. 13 and 22): λ · E[w(s, a) · error].
 
     :param errors: flow-matching error of each sample, ``(B, 1)``
     :param weights: final weights λ·w, ``(B, 1)``, without gradient
-    :param per_sample: True weighs each sample's error by its own weight, as Theorem 4.2 needs; False multiplies the
-        two means, as the authors' code does, so that only the mean weight acts
+    :param per_sample: True multiplies each sample's error by its own weight, as Theorem 4.2 requires; False multiplies the
+        two means, as the authors' code does, so that only the mean weight has an effect
     :return: a scalar
     """
     return (weights * errors).mean() if per_sample else weights.mean() * errors.mean()
@@ -92,10 +92,10 @@ def weighted_flow_matching_loss(errors: th.Tensor, weights: th.Tensor, per_sampl
 
 def actor_loss(q_policy: th.Tensor, constraint: th.Tensor) -> th.Tensor:
     """
-    The actor's Lagrangian (paper, Eq. 22), negated to be minimised.
+    Compute the negative of the actor's Lagrangian (paper, Eq. 22), to be minimized.
 
-    :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``, with the gradient in the actor
-    :param constraint: what :func:`weighted_flow_matching_loss` returns
+    :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``, with gradient through the actor
+    :param constraint: the result of :func:`weighted_flow_matching_loss`
     :return: -mean(Q_π) + constraint, a scalar
     """
     return constraint - q_policy.mean()
@@ -103,15 +103,17 @@ def actor_loss(q_policy: th.Tensor, constraint: th.Tensor) -> th.Tensor:
 
 def log_spread(actions: th.Tensor, others: th.Tensor) -> th.Tensor:
     """
-    How far apart two actions of the policy in one state are: the mean logarithm of their distance in each dimension (not in
-    the paper). Unlike a standard deviation, it has a gradient that grows as they come closer, down to :data:`SPREAD_FLOOR`.
+    Measure how far apart two actions of the policy in one state are (not in the paper).
 
-    Two samples of a Gaussian with standard deviation σ in each dimension have log σ, on average, and with different ones the
-    logarithm of their geometric mean. The floor makes small ones larger: σ = 0.05, 0.1 and 0.16 are measured as 0.069, 0.118
-    and 0.178. In [-1, 1] the largest possible is 0.70, and samples that are spread evenly have 0.61.
+    This is the mean over dimensions of the logarithm of their distance. Unlike a standard deviation, it has a gradient that
+    grows as the actions come closer, down to :data:`SPREAD_FLOOR`.
+
+    For two samples of a Gaussian with standard deviation σ in each dimension, the result is log σ on average. If the standard
+    deviations differ, it is the logarithm of their geometric mean. The floor enlarges small ones: σ = 0.05, 0.1 and 0.16 are
+    measured as 0.069, 0.118 and 0.178. In [-1, 1] the largest possible value is 0.70; evenly spread samples have 0.61.
 
     :param actions: actions from one base sample a0 for each state, ``(B, A)``
-    :param others: actions from another, ``(B, A)``
+    :param others: actions from another base sample for each state, ``(B, A)``
     :return: log σ, ``(B, 1)``
     """
     squares = (actions - others).square() + SPREAD_FLOOR**2
@@ -120,8 +122,10 @@ def log_spread(actions: th.Tensor, others: th.Tensor) -> th.Tensor:
 
 def spread_coef_gradient(mean_log_spread: th.Tensor, target_spread: float) -> th.Tensor:
     """
-    The gradient of log α · (mean log σ - log target) in log α: the coefficient of the spread rises while the policy's actions
-    are closer together than the target, and falls otherwise, as that of SAC's entropy (Haarnoja et al. 2018, Eq. 18).
+    Compute the gradient of log α · (mean log σ - log target) with respect to log α.
+
+    The coefficient α rises while the policy's actions are closer together than the target, and falls otherwise, like SAC's
+    entropy coefficient (Haarnoja et al. 2018, Eq. 18).
 
     :param mean_log_spread: mean of :func:`log_spread` over the batch, a scalar
     :param target_spread: the σ to keep

@@ -18,17 +18,18 @@ from torch import nn
 
 from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
-from sb3_flowrl.old_models import stack_state_dict
 from sb3_flowrl.stacked import Linear, StackedMLP
 
-#: The constants of CrossQ's batch normalisation (Bhatt et al., ICLR 2024, and sb3_contrib).
+#: Constants of CrossQ's batch normalization (Bhatt et al., ICLR 2024, and sb3_contrib).
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.01, 1e-3
 
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
     """
-    Make modules in float32, whatever the user has made PyTorch's default: SB3 converts all observations to float32.
+    Create modules in float32, even if the user has changed PyTorch's default.
+
+    SB3 converts all observations to float32.
     """
     users_default = th.get_default_dtype()
     th.set_default_dtype(th.float32)
@@ -49,18 +50,19 @@ def create_normed_mlp(
     batch_norm: bool = False,
 ) -> nn.Sequential:
     """
-    Create a multi-layer perceptron of Linear → LayerNorm → activation blocks and a linear output layer, with
-    Xavier-uniform weights and zero biases (the authors' initialisation).
+    Create a multi-layer perceptron of Linear → LayerNorm → activation blocks and a linear output layer.
+
+    The weights are Xavier-uniform and the biases zero (the authors' initialization).
 
     :param input_dim: size of the input vector
     :param output_dim: size of the output vector
     :param net_arch: widths of the hidden layers, one block each; an empty list gives a linear map
     :param activation_fn: activation of the hidden layers
-    :param layer_norm: whether a block has its LayerNorm
+    :param layer_norm: whether blocks have a LayerNorm
     :param linear_ends: leave out the activation of the first and of the last block (the authors' critics)
-    :param batch_norm: normalise the input of every linear layer by batch, in the place of LayerNorm (CrossQ's critics). After
-        the activation and not before it: there it would cancel the linear layer's bias, whose gradient would be rounding
-        errors alone, of which Adam makes whole steps
+    :param batch_norm: normalize the input of every linear layer by batch, instead of using LayerNorm (CrossQ's critics). The
+        normalization follows the activation. Before the activation it would cancel the linear layer's bias, whose gradient
+        would then consist of rounding errors, and Adam would turn these into full steps
     :return: the network
     """
     layers: list[nn.Module] = []
@@ -88,12 +90,12 @@ def _make_activation(activation_fn: type[nn.Module], width: int) -> nn.Module:
             shape = copy.deepcopy(activation)(th.zeros(2, width)).shape
     except Exception as error:
         raise ValueError(
-            f"activation_fn={activation_fn} makes no activation: {type(error).__name__}: {error}. Pass a class such as "
-            "nn.ReLU, or a function without arguments that returns a module."
+            f"activation_fn={activation_fn} does not create an activation: {type(error).__name__}: {error}. Pass a class "
+            "such as nn.ReLU, or a function without arguments that returns a module."
         ) from error
     if shape != (2, width):
         raise ValueError(
-            f"activation_fn={activation_fn} turns {width} features into {tuple(shape[1:])}; it must keep their number."
+            f"activation_fn={activation_fn} turns {width} features into {tuple(shape[1:])}; it must not change their number."
         )
     return activation
 
@@ -104,7 +106,7 @@ def _batch_norm(width: int) -> nn.BatchNorm1d:
 
 class BoundedActionPolicy(BasePolicy):
     """
-    A squashed policy whose unscaled actions never leave the action space, not even by a rounding error.
+    Squashed policy whose unscaled actions never leave the action space, not even by a rounding error.
     """
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
@@ -122,9 +124,9 @@ class BoundedActionPolicy(BasePolicy):
 
 class FlowActor(BoundedActionPolicy):
     """
-    The flow policy (paper, Section 4.1): a velocity field, conditioned on the state, that carries noise to an action.
+    Flow policy (paper, Section 4.1): a velocity field, conditioned on the state, that carries noise to an action.
 
-    The field is one network; its input is the concatenation of the state's features, the point x and the time t.
+    The field is one network. Its input is the concatenation of the state's features, the point x and the time t.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -143,7 +145,7 @@ class FlowActor(BoundedActionPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
@@ -195,18 +197,20 @@ class FlowActor(BoundedActionPolicy):
 
     def velocity(self, t: th.Tensor, features: th.Tensor, x: th.Tensor) -> th.Tensor:
         """
-        The velocity field v_θ(t, s, x).
+        Evaluate the velocity field v_θ(t, s, x).
 
         :param t: times in [0, 1], ``(B, 1)``
         :param features: features of the states s, ``(B, features_dim)``
         :param x: points of the flow, ``(B, A)``
-        :return: velocities, ``(B, A)``, in float32 whatever precision the network ran in
+        :return: velocities, ``(B, A)``, in float32 even if the network ran in another precision
         """
         return self.velocity_net(th.cat([features, x, t], dim=1)).float()
 
     def flow(self, features: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        Carry noise along the flow to an action; the gradient flows through every step.
+        Carry noise along the flow to an action for each state.
+
+        Gradients flow through every integration step.
 
         :param features: features of the states, ``(B, features_dim)``
         :param noise: standard normal samples, ``(B, A)``, not yet truncated; zeros give the deterministic action
@@ -222,7 +226,7 @@ class FlowActor(BoundedActionPolicy):
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
-        Extract what the velocity field is conditioned on.
+        Extract the features on which the velocity field is conditioned.
 
         :param obs: observations, ``(B, *obs_shape)``
         :return: features, ``(B, features_dim)``
@@ -244,7 +248,7 @@ class FlowActor(BoundedActionPolicy):
         Sample an action for each observation.
 
         :param obs: observations, ``(B, *obs_shape)``
-        :param deterministic: start the flow at a0 = 0, the mode of the base distribution, instead of at a random sample
+        :param deterministic: start the flow at a0 = 0, the mode of the base distribution, instead of a random sample
         :return: actions in [-1, 1], ``(B, A)``
         """
         features = self.features(obs)
@@ -257,7 +261,7 @@ class FlowActor(BoundedActionPolicy):
 
 class _ValueModel(BaseModel):
     """
-    What Q(s, a) and V(s) have in common: equal networks of one output on one features extractor.
+    Base class of Q(s, a) and V(s): equal networks with one output on one features extractor.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -271,19 +275,19 @@ class _ValueModel(BaseModel):
     :param normalize_images: Whether to normalize images or not,
          dividing by 255.0 (True by default)
     :param n_networks: Number of networks
-    :param share_features_extractor: Whether the features extractor is the actor's, and learned from its loss only
-    :param batch_norm: Whether the inputs of all linear layers are normalised by batch, in the place of LayerNorm. Each hidden
-        layer then has its activation, whatever the layout
+    :param share_features_extractor: Whether the features extractor is the actor's and trained by the actor's loss only
+    :param batch_norm: Whether the inputs of all linear layers are normalized by batch, instead of using LayerNorm. Every
+        hidden layer then has an activation, in both layouts
     """
 
-    #: Whether the value is that of a state and an action
+    #: Whether the value depends on an action as well as on the state
     takes_actions: ClassVar[bool]
 
     features_extractor: BaseFeaturesExtractor
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
@@ -309,31 +313,33 @@ class _ValueModel(BaseModel):
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
+        Extract the inputs of the networks from observations.
+
         :param obs: observations, ``(B, *obs_shape)``
-        :return: the networks' view of them, ``(B, features_dim)``, without gradient where the extractor is the actor's
+        :return: features, ``(B, features_dim)``, without gradient if the extractor is the actor's
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             return self.extract_features(obs, self.features_extractor)
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """:return: the parameters that this model's own loss trains"""
-        return list(self.networks.parameters() if self.share_features_extractor else self.parameters())
+        """
+        List the parameters that this model's own loss trains.
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        stack_state_dict(self.networks, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        :return: the parameters; those of the actor's features extractor are left out
+        """
+        return list(self.networks.parameters() if self.share_features_extractor else self.parameters())
 
 
 class FlowCritic(_ValueModel):
     """
-    Critic network(s) of FlowRL, Q(s, a): two of them for clipped Q-learning. Parameters as in ``_ValueModel``.
+    Critic network(s) of FlowRL, Q(s, a); clipped Q-learning uses two. Parameters as in ``_ValueModel``.
     """
 
     takes_actions = True
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
-        Estimate the values of actions, as SB3's critics return them.
+        Estimate the values of actions, in the form of SB3's critics.
 
         :param obs: observations, ``(B, *obs_shape)``
         :param actions: actions in [-1, 1], ``(B, A)``
@@ -355,18 +361,19 @@ class FlowCritic(_ValueModel):
         self, obs: PyTorchObs, actions: th.Tensor, next_obs: PyTorchObs, next_actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        Estimate the values in two states in one pass: batch normalization takes the moments of both together
-        (Bhatt et al., "CrossQ", ICLR 2024).
+        Estimate the values of actions in the current and the next states in one pass.
+
+        Batch normalization then uses the moments of both together (Bhatt et al., "CrossQ", ICLR 2024).
 
         :param obs: observations, ``(B, *obs_shape)``
-        :param actions: actions there, in [-1, 1], ``(B, A)``
+        :param actions: actions in these states, in [-1, 1], ``(B, A)``
         :param next_obs: the next observations, ``(B, *obs_shape)``; their features have no gradient
-        :param next_actions: actions there, ``(B, A)``
-        :return: both states' values of each critic network, ``(n_critics, B, 1)`` each, in float32
+        :param next_actions: actions in the next states, ``(B, A)``
+        :return: the values in the current and in the next states, each ``(n_critics, B, 1)``, in float32
         """
         with th.no_grad():
-            there = self._inputs(next_obs, next_actions)
-        joint = self.networks(th.cat([self._inputs(obs, actions), there]), by_batch=True)
+            next_inputs = self._inputs(next_obs, next_actions)
+        joint = self.networks(th.cat([self._inputs(obs, actions), next_inputs]), by_batch=True)
         q, next_q = joint.chunk(2, dim=1)
         return q, next_q
 

@@ -1,10 +1,9 @@
 """
-The policy of FlowRL, which holds its networks and their optimisers.
+The policy of FlowRL, which holds its networks and their optimizers.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,42 +18,48 @@ from stable_baselines3.common.torch_layers import (
     get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_flowrl.arguments import POLICY_CHECKS, check_arguments
-from sb3_flowrl.checks import UnsupportedObservationSpaceError
-from sb3_flowrl.defaults import FORMER, policy_defaults, use
+from sb3_flowrl import legacy
+from sb3_flowrl.checks import POLICY_CHECKS, UnsupportedObservationSpaceError, check_arguments
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
-from sb3_flowrl.old_models import stack_optimizer_state
 
-#: Widths of hidden layers: of all networks, or by "pi" and "qf".
+#: Widths of hidden layers, for all networks or by "pi" and "qf".
 NetArch = Sequence[int] | Mapping[str, Sequence[int]]
-#: A class such as nn.ReLU, or another function that makes a module.
+#: A class such as nn.ReLU, or a function that creates a module.
 Activation = Callable[[], nn.Module]
+
+#: Values of the policy's arguments where ``None`` is passed; ``optimizer_kwargs`` are for Adam and AdamW only.
+POLICY_DEFAULTS: dict[str, Any] = dict(
+    net_arch=[256, 256], activation_fn=nn.ReLU, batch_norm=True, optimizer_kwargs=dict(betas=(0.5, 0.999), fused=True)
+)
 
 SelfFlowActorCriticPolicy = TypeVar("SelfFlowActorCriticPolicy", bound="FlowActorCriticPolicy")
 
 
 class FlowActorCriticPolicy(BoundedActionPolicy):
     """
-    Policy class of FlowRL: the flow actor, the twin critic Q_π (and its target, unless it is normalised by batch), the twin
-    critic Q_β* of the best behaviour in the replay buffer and its target, and that behaviour's state value V_β*.
+    Policy class of FlowRL, with all its networks and their optimizers.
+
+    The networks are the flow actor, the twin critic Q_π, the twin critic Q_β* of the best behavior in the replay buffer, and
+    that behavior's state value V_β*. Q_β* has a target network; Q_π has one unless it is normalized by batch.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation (but see ``batch_norm``): a list for
-        all networks, or ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*. With a third key,
-        ``behavior=[...]``, Q_β* and V_β* have these: they serve the constraint alone, and may be smaller.
-        Default: ``[256, 256]``, as SB3's SAC (the paper's Table 1 has ``dict(pi=[512, 512], qf=[512, 512, 512])``)
-    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``; a class, or a function that
-        makes a module, such as ``functools.partial(nn.LeakyReLU, 0.2)``.
-        Default: ``nn.ReLU`` (the authors have ``dict(pi=nn.ELU, qf=nn.GELU)``)
+        all networks, or ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*. A third key,
+        ``behavior=[...]``, sets the widths of Q_β* and V_β*: they only serve the constraint, and may be smaller.
+        Default: ``[256, 256]``, as in SB3's SAC (the paper's Table 1 has ``dict(pi=[512, 512], qf=[512, 512, 512])``)
+    :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``; each is a class, or a
+        function that creates a module, such as ``functools.partial(nn.LeakyReLU, 0.2)``.
+        Default: ``nn.ReLU`` (the authors use ``dict(pi=nn.ELU, qf=nn.GELU)``)
     :param layer_norm: Whether each hidden layer has a LayerNorm before its activation
-    :param batch_norm: Whether the inputs of Q_π's layers are normalised by batch, in the place of its LayerNorms (and of its
-        ``critic_layout``), and it does without a target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from
-        its own values, computed in one pass of its networks with those that are trained. Unlike sb3_contrib's CrossQ, the
-        actor has no batch normalisation, and the moments are those of plain batch normalisation from first to last.
+    :param batch_norm: Whether the inputs of Q_π's layers are normalized by batch. This replaces its LayerNorms and its
+        ``critic_layout``. Q_π then has no target network, as in CrossQ (Bhatt et al., ICLR 2024): it bootstraps from its own
+        values, computed in the same pass of its networks as the values that are trained. Unlike sb3_contrib's CrossQ, the
+        actor has no batch normalization, and Q_π uses plain batch normalization throughout training.
         Default: True
     :param critic_layout: "mlp", or "reference" for the critics and V_β* of the authors' code, which leave out the
         activation of the first and of the last hidden layer; theirs are four wide, ``qf=[512, 512, 512, 512]``
@@ -67,17 +72,17 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments,
         excluding the learning rate, to pass to the optimizer.
-        Default: for Adam and AdamW ``dict(betas=(0.5, 0.999), fused=True)``, CrossQ's momentum, and the step in one kernel
+        Default for Adam and AdamW: ``dict(betas=(0.5, 0.999), fused=True)`` (CrossQ's momentum, and the step in one kernel)
     :param n_critics: Number of networks in each critic.
     :param share_features_extractor: Whether to share or not the features extractor
-        between the actor, the critics and V_β* (this saves memory, and the gradients of the others). A shared one is
-        learned from the actor's loss only, as SB3's SAC does; the targets keep their own
+        between the actor, the critics and V_β* (this saves memory, and the other gradients). A shared extractor is
+        trained by the actor's loss only, as in SB3's SAC; the targets keep their own
     :param flow_steps: Number of integration steps N from noise to action. Set by ``FlowRL``.
     :param ode_solver: Integration rule: "euler", "midpoint" or "rk4". Set by ``FlowRL``.
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
-    :param average_actor: Whether to hold a moving average of the actor, which gives the deterministic actions. Set by
+    :param average_actor: Whether to keep a moving average of the actor, which gives the deterministic actions. Set by
         ``FlowRL``.
-    :raises ValueError: if an argument is not what it must be (see ``sb3_flowrl.arguments``), or ``critic_layout`` is
+    :raises ValueError: if an argument is not allowed (see ``sb3_flowrl.checks``), or ``critic_layout`` is
         "reference" for fewer than three hidden layers
     """
 
@@ -91,7 +96,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: NetArch | None = None,
@@ -111,10 +116,24 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         noise_clip: float | None = 1.0,
         average_actor: bool = False,
     ):
-        check_arguments(POLICY_CHECKS, locals())
-        defaults = policy_defaults()
+        arguments = dict(
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            layer_norm=layer_norm,
+            batch_norm=batch_norm,
+            critic_layout=critic_layout,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+            average_actor=average_actor,
+        )
+        check_arguments(POLICY_CHECKS, arguments)
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            optimizer_kwargs = defaults.adam_kwargs
+            optimizer_kwargs = dict(POLICY_DEFAULTS["optimizer_kwargs"])
 
         super().__init__(
             observation_space,
@@ -128,11 +147,11 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         )
 
         if net_arch is None:
-            net_arch = defaults.net_arch
+            net_arch = list(POLICY_DEFAULTS["net_arch"])
         if activation_fn is None:
-            activation_fn = defaults.activation_fn
+            activation_fn = POLICY_DEFAULTS["activation_fn"]
         if batch_norm is None:
-            batch_norm = defaults.batch_norm
+            batch_norm = POLICY_DEFAULTS["batch_norm"]
 
         actor_arch, critic_arch = get_actor_critic_arch(_as_lists(net_arch))
         behavior_arch = list(net_arch["behavior"]) if "behavior" in net_arch else critic_arch  # type: ignore[call-overload]
@@ -175,7 +194,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.actor = self.make_actor()
         shared = self.actor.features_extractor if self.share_features_extractor else None
         self.critic = self.make_critic(shared, batch_norm=self.batch_norm)
-        # The targets' extractors follow slowly, so that they can't be the shared one
+        # The targets' extractors follow slowly, so they can't be the shared one
         self.critic_target = None if self.batch_norm else self.make_critic()
         self.behavior_critic = self.make_critic(shared, self.behavior_critic_kwargs)
         self.behavior_critic_target = self.make_critic(None, self.behavior_critic_kwargs)
@@ -183,7 +202,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
 
         if self.critic_target is not None:
             self.critic_target.load_state_dict(self.critic.state_dict())
-            # Start both critics with equal weights, where they are equally made, so that the first guidance compares policies
+            # Equal initial weights, if both critics have the same layers: the first guidance weights then compare policies
             if self.critic_kwargs == self.behavior_critic_kwargs:
                 self.behavior_critic.load_state_dict(self.critic.state_dict())
         self.behavior_critic_target.load_state_dict(self.behavior_critic.state_dict())
@@ -192,7 +211,6 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         self.actor.optimizer = self._make_optimizer(list(self.actor.parameters()), lr_schedule)
         for model in (self.critic, self.behavior_critic, self.behavior_value):
             model.optimizer = self._make_optimizer(model.own_parameters(), lr_schedule)
-            model.optimizer.register_load_state_dict_pre_hook(partial(stack_optimizer_state, model.networks))
 
         # Averages of networks should always be in eval mode
         for target in (self.critic_target, self.behavior_critic_target, self.averaged_actor):
@@ -200,7 +218,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
                 target.set_training_mode(False)
 
     def _make_averaged_actor(self) -> FlowActor:
-        with th.random.fork_rng(devices=[]):  # so that all that is drawn later is the same with and without it
+        with th.random.fork_rng(devices=[]):  # later random numbers stay the same with and without it
             average = self.make_actor()
         average.load_state_dict(self.actor.state_dict())
         return average.requires_grad_(False)
@@ -211,7 +229,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             return self.optimizer_class(parameters, lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"optimizer_kwargs={self.optimizer_kwargs} does not suit {self.optimizer_class.__name__}: {error}"
+                f"optimizer_kwargs={self.optimizer_kwargs} is not valid for {self.optimizer_class.__name__}: {error}"
             ) from error
 
     @classmethod
@@ -225,8 +243,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         :param device: Device on which the policy should be loaded.
         :return: the policy
         """
-        with use(FORMER):  # Older files say all but `batch_norm`, of which there was no choice
-            return super().load(path, device)  # type: ignore[arg-type]
+        device = get_device(device)
+        # `weights_only` would refuse Gymnasium's spaces
+        saved = th.load(path, map_location=device, weights_only=False)
+        policy = cls(**legacy.policy_arguments(saved["data"]))
+        policy.load_state_dict(legacy.stacked_policy_state(policy, saved["state_dict"]))
+        return policy.to(device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -254,6 +276,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         return data
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowActor:
+        """
+        Create an actor.
+
+        :param features_extractor: a features extractor to share; ``None`` creates one
+        :return: the actor
+        """
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return FlowActor(**actor_kwargs).to(self.device)
 
@@ -263,52 +291,74 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         critic_kwargs: dict[str, Any] | None = None,
         batch_norm: bool = False,
     ) -> FlowCritic:
+        """
+        Create a critic.
+
+        :param features_extractor: the actor's features extractor, to share it; ``None`` creates one
+        :param critic_kwargs: arguments of ``FlowCritic``; those of Q_π by default
+        :param batch_norm: whether the critic is normalized by batch
+        :return: the critic
+        """
         critic_kwargs = {**(critic_kwargs or self.critic_kwargs), "batch_norm": batch_norm}
         critic_kwargs = self._update_features_extractor(critic_kwargs, features_extractor)
         return FlowCritic(share_features_extractor=features_extractor is not None, **critic_kwargs).to(self.device)
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowValue:
+        """
+        Create the state value V_β*.
+
+        :param features_extractor: the actor's features extractor, to share it; ``None`` creates one
+        :return: the state value
+        """
         value_kwargs = self._update_features_extractor(self.value_kwargs, features_extractor)
         return FlowValue(share_features_extractor=features_extractor is not None, **value_kwargs).to(self.device)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        Compute an action for each observation.
+
+        :param obs: observations, ``(B, *obs_shape)``
+        :param deterministic: take the deterministic action of :attr:`trained_actor`, instead of a sample from the actor
+        :return: actions in [-1, 1], ``(B, A)``
+        """
         return self._predict(obs, deterministic=deterministic)
 
     @property
     def trained_actor(self) -> FlowActor:
-        """:return: the actor to play once training is over: the averaged one, if there is one"""
+        """Return the actor to use after training: the averaged actor if there is one, otherwise the actor."""
         return self.actor if self.averaged_actor is None else self.averaged_actor
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return (self.trained_actor if deterministic else self.actor)(observation, deterministic)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        of_average = [key for key in state_dict if key.startswith(f"{prefix}averaged_actor.")]
-        if self.averaged_actor is None:  # a model without an average has no use for one
-            for key in of_average:
+        average_keys = [key for key in state_dict if key.startswith(f"{prefix}averaged_actor.")]
+        if self.averaged_actor is None:  # drop a saved average that this policy does not keep
+            for key in average_keys:
                 del state_dict[key]
-        elif not of_average:  # the average of a model that kept none starts from its actor
-            of_actor = [key for key in state_dict if key.startswith(f"{prefix}actor.")]
-            state_dict.update({f"{prefix}averaged_{key[len(prefix):]}": state_dict[key] for key in of_actor})
+        elif not average_keys:  # start the average from the saved actor
+            actor_keys = [key for key in state_dict if key.startswith(f"{prefix}actor.")]
+            state_dict.update({f"{prefix}averaged_{key[len(prefix):]}": state_dict[key] for key in actor_keys})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Put the policy in either training or evaluation mode. Target networks and the averaged actor stay in evaluation mode.
+        Put the policy in either training or evaluation mode.
 
-        This affects certain modules, such as batch normalization and dropout.
+        This affects certain modules, such as batch normalization and dropout. Target networks and the averaged actor stay in
+        evaluation mode.
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         for model in (self.actor, self.critic, self.behavior_critic, self.behavior_value):
-            # Each prediction comes here. Setting the mode takes almost as long as predicting, and looking a fiftieth of it
+            # Every prediction calls this. Setting the mode takes almost as long as predicting, and checking it a fiftieth
             if not _is_in_mode(model, mode):
                 model.set_training_mode(mode)
         self.training = mode
 
 
 def _is_in_mode(module: nn.Module, mode: bool) -> bool:
-    """Whether the module and all its parts are; five times as fast as by ``modules()``."""
+    """Check whether a module and all its parts are in a mode; five times as fast as with ``modules()``."""
     modules: list[nn.Module | None] = [module]
     while modules:
         each = modules.pop()
@@ -333,7 +383,7 @@ def _check_critic_layout(critic_layout: str, critic_arch: list[int]) -> None:
     if critic_layout == "reference" and len(critic_arch) < 3:
         raise ValueError(
             f"critic_layout='reference' has no activation after its first and its last hidden layer, so with "
-            f"qf={critic_arch} the critics would have none at all. Give it three hidden layers or more "
+            f"qf={critic_arch} the critics would have none at all. Use three hidden layers or more "
             "(the authors' critics have four), or use critic_layout='mlp'."
         )
 
@@ -343,31 +393,33 @@ MlpPolicy = FlowActorCriticPolicy
 
 class CnnPolicy(FlowActorCriticPolicy):
     """
-    Policy class of FlowRL for images. All other parameters are those of ``FlowActorCriticPolicy``.
+    Policy class of FlowRL for images.
+
+    All other parameters are those of ``FlowActorCriticPolicy``.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
     :param features_extractor_class: Features extractor to use, ``NatureCNN`` by default.
-    :raises UnsupportedObservationSpaceError: if it is that, and the observations are not images
+    :raises UnsupportedObservationSpaceError: if the extractor is ``NatureCNN``, and the observations are not images
     """
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs,
+        **kwargs: Any,
     ):
         images_are_normalized = not kwargs.get("normalize_images", True)
         if features_extractor_class is NatureCNN and not is_image_space(
             observation_space, check_channels=False, normalized_image=images_are_normalized
         ):
             raise UnsupportedObservationSpaceError(
-                f"CnnPolicy takes images, but the observation space is {observation_space}. Images are a Box of three "
-                "dimensions and type uint8 from 0 to 255 (or any with policy_kwargs=dict(normalize_images=False)). For "
-                "vectors use MlpPolicy."
+                f"CnnPolicy needs images, but the observation space is {observation_space}. An image space is a Box with "
+                "three dimensions, dtype uint8 and bounds 0 and 255 (any dtype and bounds with "
+                "policy_kwargs=dict(normalize_images=False)). Use MlpPolicy for vectors."
             )
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
@@ -376,7 +428,9 @@ class CnnPolicy(FlowActorCriticPolicy):
 
 class MultiInputPolicy(FlowActorCriticPolicy):
     """
-    Policy class of FlowRL for Dict observation spaces. All other parameters are those of ``FlowActorCriticPolicy``.
+    Policy class of FlowRL for Dict observation spaces.
+
+    All other parameters are those of ``FlowActorCriticPolicy``.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -387,16 +441,16 @@ class MultiInputPolicy(FlowActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
+        observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
         features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs,
+        **kwargs: Any,
     ):
         if not isinstance(observation_space, spaces.Dict):
             raise UnsupportedObservationSpaceError(
-                f"MultiInputPolicy takes Dict observations, but the observation space is {observation_space}. Use MlpPolicy "
-                "or, for images, CnnPolicy."
+                f"MultiInputPolicy needs Dict observations, but the observation space is {observation_space}. Use "
+                "MlpPolicy, or CnnPolicy for images."
             )
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs

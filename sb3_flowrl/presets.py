@@ -1,8 +1,8 @@
 """
-Three documented sets of arguments: the paper to the letter, the authors' code, and the defaults of the published studies.
+Three sets of arguments: exactly the paper, the authors' code, and the defaults of the published studies.
 
-Pass one with ``**``, and override what you like: ``FlowRL("MlpPolicy", env, **{**reference_arguments(), "seed": 0})``.
-The README's table lists D1 to D11, the places where paper and code differ, with the argument that controls each.
+Pass one with ``**``, and override any argument: ``FlowRL("MlpPolicy", env, **{**reference_arguments(), "seed": 0})``.
+D1 to D11 are the differences between paper and code. The documentation lists them, with the argument that controls each.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from sb3_flowrl.guidance import uncapped_guidance
 
 def paper_arguments(action_dim: int) -> dict[str, Any]:
     """
-    The arguments that make FlowRL the algorithm of the paper to the letter.
+    Return the arguments that make FlowRL exactly the paper's algorithm.
 
-    Where the paper is silent (target rate, first random steps) the authors' constants stand. Two warnings: the uncapped
-    weights can overflow where values are large, and with an actor step at every update it costs more than the defaults.
+    Where the paper gives no value (target rate, first random steps), the authors' constants are used. Two warnings: the
+    uncapped weights can overflow when values are large, and an actor step at every update costs more than the defaults.
 
-    :param action_dim: number of action dimensions A. The paper's squared norm is a sum over them, ours a mean: λ is A times
-        as large
+    :param action_dim: number of action dimensions A. The paper's squared norm is a sum over them and ours a mean, so that λ
+        is A times as large
     :return: keyword arguments of ``FlowRL``
     """
     return dict(
@@ -57,9 +57,9 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
 
 def reference_arguments() -> dict[str, Any]:
     """
-    The arguments that make FlowRL the authors' code (bytedance/FlowRL, commit e26279b).
+    Return the arguments that make FlowRL the authors' code (bytedance/FlowRL, commit e26279b).
 
-    Its bfloat16 autocast is used by the authors on CUDA only: on a CPU override it with ``precision="float32"``.
+    The authors use bfloat16 autocast on CUDA only. On a CPU, override it with ``precision="float32"``.
 
     :return: keyword arguments of ``FlowRL``
     """
@@ -97,7 +97,7 @@ def reference_arguments() -> dict[str, Any]:
 
 def v0_1_arguments() -> dict[str, Any]:
     """
-    List the defaults of FlowRL 0.1, with which the studies in docs/results were made.
+    Return the defaults of FlowRL 0.1, which the studies in studies/results used.
 
     :return: keyword arguments of ``FlowRL``
     """

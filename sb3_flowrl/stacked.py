@@ -1,10 +1,10 @@
 """
-Equal multi-layer perceptrons with their parameters stacked: one tensor for each layer of all of them.
+Equal multi-layer perceptrons with stacked parameters: each layer of all networks has one tensor of weights.
 
-A twin critic has two networks of one shape on one input. Stacked, they are few large tensors for the optimiser and for the
-Polyak average, and on an accelerator each layer of all networks is one batched matrix product. On a CPU the networks are
-still evaluated one after the other, whose activations then stay in the processor's cache: at a width of 512 this is a seventh
-faster than the batched product (measured on an AMD EPYC with 1 MiB of L2 cache a core).
+A twin critic has two networks of the same shape with the same input. Stacking gives the optimizer and the Polyak average a
+few large tensors. On an accelerator, each layer of all networks is one batched matrix product. On a CPU, the networks are
+evaluated one after the other, so that their activations stay in the processor's cache. At a width of 512 this is a seventh
+faster than the batched product (measured on an AMD EPYC with 1 MiB of L2 cache per core).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ Layer = Callable[[th.Tensor], th.Tensor]
 
 class StackedLinear(nn.Module):
     """
+    Linear layers of several networks.
+
     :param layers: n linear layers of one shape
     """
 
@@ -32,19 +34,28 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
+        Apply each layer to its own input.
+
         :param x: ``(n, B, in)``
         :return: ``(n, B, out)``
         """
         return th.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
 
     def unbind(self) -> Sequence[Layer]:
-        """:return: the n layers; the gradients of all reach the stacked parameters"""
+        """
+        List the layers as separate functions.
+
+        :return: the n layers; their gradients reach the stacked parameters
+        """
         return [partial(linear, weight=w, bias=b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
 
 
 def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
-    Apply a linear layer. A compiler gets only the matrix product as a call, and the rest in a form that it can fuse.
+    Apply a linear layer, in a form that the compiler can fuse.
+
+    When compiled, only a matrix product is a call of its own. The bias is added separately, and a layer with one output is
+    written as multiply-and-sum.
 
     :param x: inputs, ``(B, in)``
     :param weight: ``(out, in)``
@@ -59,10 +70,12 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, evaluated by :func:`linear`."""
+    """``nn.Linear`` that is evaluated by :func:`linear`."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         """
+        Apply the layer.
+
         :param input: ``(B, in)``
         :return: ``(B, out)``
         """
@@ -71,9 +84,11 @@ class Linear(nn.Linear):
 
 class StackedLayerNorm(nn.Module):
     """
-    Computes in float32, also under autocast, as PyTorch does on CUDA.
+    Layer normalizations of several networks.
 
-    :param layers: n layer normalisations of one width
+    They compute in float32, also under autocast, as PyTorch does on CUDA.
+
+    :param layers: n layer normalizations of one width
     """
 
     def __init__(self, layers: Sequence[nn.LayerNorm]):
@@ -84,25 +99,33 @@ class StackedLayerNorm(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
+        Normalize each network's input.
+
         :param x: ``(n, B, width)``
         :return: ``(n, B, width)``
         """
-        normalised = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
-        return th.addcmul(self.bias.unsqueeze(1), normalised, self.weight.unsqueeze(1))
+        normalized = F.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
+        return th.addcmul(self.bias.unsqueeze(1), normalized, self.weight.unsqueeze(1))
 
     def unbind(self) -> Sequence[Layer]:
-        """:return: the n layers; the gradients of all reach the stacked parameters"""
-        return [partial(self._one, w, b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
+        """
+        List the layers as separate functions.
 
-    def _one(self, weight: th.Tensor, bias: th.Tensor, x: th.Tensor) -> th.Tensor:
+        :return: the n layers; their gradients reach the stacked parameters
+        """
+        return [partial(self._normalize, w, b) for w, b in zip(self.weight.unbind(), self.bias.unbind(), strict=True)]
+
+    def _normalize(self, weight: th.Tensor, bias: th.Tensor, x: th.Tensor) -> th.Tensor:
         return F.layer_norm(x.float(), weight.shape, weight, bias, self.eps)
 
 
 class StackedBatchNorm(nn.Module):
     """
-    Computes in float32, also under autocast, as :class:`StackedLayerNorm`.
+    Batch normalizations of several networks.
 
-    :param layers: n batch normalisations of one width
+    They compute in float32, also under autocast, like :class:`StackedLayerNorm`.
+
+    :param layers: n batch normalizations of one width
     """
 
     running_mean: th.Tensor
@@ -119,6 +142,8 @@ class StackedBatchNorm(nn.Module):
 
     def forward(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
         """
+        Normalize each network's input.
+
         :param x: ``(n, B, width)``
         :param by_batch: see :meth:`StackedMLP.forward`
         :return: ``(n, B, width)``
@@ -127,12 +152,14 @@ class StackedBatchNorm(nn.Module):
 
     def unbind(self, by_batch: bool = False) -> Sequence[Layer]:
         """
-        :param by_batch: see :meth:`StackedMLP.forward`
-        :return: the n layers; the gradients of all reach the stacked parameters
-        """
-        return [partial(self._one, index, by_batch) for index in range(len(self.weight))]
+        List the layers as separate functions.
 
-    def _one(self, index: int, by_batch: bool, x: th.Tensor) -> th.Tensor:
+        :param by_batch: see :meth:`StackedMLP.forward`
+        :return: the n layers; their gradients reach the stacked parameters
+        """
+        return [partial(self._normalize, index, by_batch) for index in range(len(self.weight))]
+
+    def _normalize(self, index: int, by_batch: bool, x: th.Tensor) -> th.Tensor:
         mean, variance = self.running_mean[index], self.running_var[index]
         weight, bias = self.weight[index], self.bias[index]
         if not by_batch:
@@ -140,14 +167,16 @@ class StackedBatchNorm(nn.Module):
         new_mean, new_variance = mean.clone(), variance.clone()
         normalized = F.batch_norm(x.float(), new_mean, new_variance, weight, bias, True, self.momentum, self.eps)
         for old, new in ((mean, new_mean), (variance, new_variance)):
-            # What is not finite is reported where the losses are, and may leave nothing behind
+            # Moments that are not finite are not kept; the check of the losses reports the error
             old.copy_(th.where(new.isfinite(), new, old))
         return normalized
 
 
 class StackedActivation(nn.Module):
     """
-    :param layers: n activations of one class; with parameters of their own (``nn.PReLU``) each acts on its own network
+    Activations of several networks.
+
+    :param layers: n activations of one class; if they have parameters (``nn.PReLU``), each acts on its own network
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
@@ -158,6 +187,8 @@ class StackedActivation(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
+        Apply the activations.
+
         :param x: ``(n, B, width)``
         :return: ``(n, B, width)``
         """
@@ -166,13 +197,19 @@ class StackedActivation(nn.Module):
         return th.stack([layer(each) for layer, each in zip(self.layers, x.unbind(), strict=True)])
 
     def unbind(self) -> Sequence[Layer]:
-        """:return: the n activations"""
+        """
+        List one activation for each network.
+
+        :return: the n activations
+        """
         return list(self.layers) * (self.n_networks // len(self.layers))
 
 
 class StackedMLP(nn.Sequential):
     """
-    The given networks as one module, which has their values and starts with copies of their parameters.
+    Several networks as one module.
+
+    It computes what they compute, and starts with copies of their parameters.
 
     :param networks: n sequences of equal ``nn.Linear``, ``nn.LayerNorm``, ``nn.BatchNorm1d`` and activation layers
     """
@@ -193,20 +230,26 @@ class StackedMLP(nn.Sequential):
 
     def forward(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
         """
-        :param x: one input for all networks, ``(B, in)``
-        :param by_batch: whether batch normalisations take the moments of this batch, and let the running ones follow, as in
-            training; else they take the running ones. It is no state of the module's, as one update needs both
-        :return: the networks' outputs, ``(n, B, out)``, in float32 whatever precision they ran in
+        Evaluate all networks on one input.
+
+        :param x: the input, ``(B, in)``
+        :param by_batch: whether batch normalizations use the moments of this batch and update the running moments, as in
+            training; otherwise they use the running moments. This is not a mode of the module, because one update needs both
+        :return: the networks' outputs, ``(n, B, out)``, in float32 even if they ran in another precision
         """
         return (self._one_by_one(x, by_batch) if x.device.type == "cpu" else self._batched(x, by_batch)).float()
 
     def _one_by_one(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
-        networks = zip(*(cast(StackedLinear, layer).unbind(*_mode(layer, by_batch)) for layer in self), strict=True)
+        networks = zip(
+            *(cast(StackedLinear, layer).unbind(*_batch_norm_arguments(layer, by_batch)) for layer in self), strict=True
+        )
         return th.stack([reduce(lambda y, layer: layer(y), network, x) for network in networks])
 
     def _batched(self, x: th.Tensor, by_batch: bool = False) -> th.Tensor:
-        return reduce(lambda y, layer: layer(y, *_mode(layer, by_batch)), self, x.expand(self.n_networks, *x.shape))
+        return reduce(
+            lambda y, layer: layer(y, *_batch_norm_arguments(layer, by_batch)), self, x.expand(self.n_networks, *x.shape)
+        )
 
 
-def _mode(layer: nn.Module, by_batch: bool) -> tuple[bool, ...]:
+def _batch_norm_arguments(layer: nn.Module, by_batch: bool) -> tuple[bool, ...]:
     return (by_batch,) if isinstance(layer, StackedBatchNorm) else ()

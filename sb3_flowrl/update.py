@@ -15,10 +15,10 @@ import torch as th
 from torch import nn
 
 from sb3_flowrl import losses
+from sb3_flowrl.buffers import Batch
 from sb3_flowrl.execution import autocast
 from sb3_flowrl.flow import MATCHING_SPACES, FlowNoise, straight_path, truncate_noise
 from sb3_flowrl.guidance import Guidance, GuidanceError
-from sb3_flowrl.replay import Batch
 
 if TYPE_CHECKING:
     from sb3_flowrl.policies import FlowActorCriticPolicy
@@ -29,7 +29,7 @@ Terms = dict[str, th.Tensor]
 
 class Settings(NamedTuple):
     """
-    The constants of the equations, arguments of ``FlowRL``.
+    Constants of the equations, which are arguments of ``FlowRL``.
     """
 
     expectile: float
@@ -42,10 +42,10 @@ class Settings(NamedTuple):
 
 class Gradients(NamedTuple):
     """
-    The gradients of a loss.
+    Gradients of a loss, with the terms to log.
 
-    :ivar gradients: one for each parameter, of its shape; ``None`` for a parameter that has no part in the loss
-    :ivar exploded: 1 if the loss or one of the gradients is not finite, else 0, a scalar
+    :ivar gradients: one for each parameter, of its shape; ``None`` for a parameter that does not affect the loss
+    :ivar exploded: 1 if the loss or a gradient is not finite, else 0, a scalar
     :ivar terms: the loss and its parts, by name, without gradient
     """
 
@@ -60,15 +60,15 @@ def value_loss(
     """
     Compute the losses of Q_π, Q_β* and V_β* (paper, Eqs. 3, 19 and 18; Algorithm 1, lines 7 and 8).
 
-    They read only values from before this update, so that one backward pass through their sum serves all three.
+    They only read values from before this update, so one backward pass through their sum serves all three.
 
     :param policy: the networks
     :param settings: the constants of the equations
     :param batch: replay samples
     :param noise: the random numbers of the update
-    :param learns_behavior: whether Q_β* and V_β* have a part in it
-    :return: the sum of the losses, the losses by name, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient (``None``
-        without a part)
+    :param learns_behavior: whether to include the losses of Q_β* and V_β*
+    :return: the sum of the losses, the losses by name, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient (``None`` if
+        its loss is not included)
     """
     obs, actions, next_obs, discounts = batch.observations, batch.actions, batch.next_observations, batch.discounts
     assert discounts is not None  # `sample_batches` fills them in
@@ -81,19 +81,19 @@ def value_loss(
             with th.no_grad():
                 next_q = policy.critic_target.q(next_obs, next_actions)
             q = policy.critic.q(obs, actions)
-    q_target = losses.bootstrap_target(batch.rewards, batch.dones, discounts, losses.clipped_min(next_q.detach()))
-    terms = {"critic_loss": losses.critic_loss(q, q_target)}
+    targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, losses.clipped_min(next_q.detach()))
+    terms = {"critic_loss": losses.critic_loss(q, targets)}
     if not learns_behavior:
         return terms["critic_loss"], terms, None
 
     with autocast(settings.precision, actions.device):
         with th.no_grad():
             next_v = policy.behavior_value(next_obs)
-            best_q = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
+            q_behavior_target = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
         q_behavior, v = policy.behavior_critic.q(obs, actions), policy.behavior_value(obs)
-    q_behavior_target = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
-    terms["behavior_critic_loss"] = losses.critic_loss(q_behavior, q_behavior_target)
-    terms["value_loss"] = losses.expectile_loss(best_q - v, settings.expectile)
+    behavior_targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
+    terms["behavior_critic_loss"] = losses.critic_loss(q_behavior, behavior_targets)
+    terms["value_loss"] = losses.expectile_loss(q_behavior_target - v, settings.expectile)
     return th.stack(list(terms.values())).sum(), terms, losses.clipped_min(q_behavior).detach()
 
 
@@ -106,14 +106,14 @@ def actor_loss(
     spread_coef: th.Tensor | None = None,
 ) -> tuple[th.Tensor, Terms]:
     """
-    Compute the actor's Lagrangian (paper, Eq. 22; Algorithm 1, line 9), and the term that keeps its actions apart.
+    Compute the actor's loss (paper, Eq. 22; Algorithm 1, line 9), with the term that keeps its actions apart.
 
     :param policy: the networks
     :param settings: the constants of the equations
     :param batch: replay samples
     :param noise: the random numbers of the update
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``, from before this update's step of Q_β*
-    :param spread_coef: α, a scalar without gradient; ``None`` leaves the spread of actions out
+    :param spread_coef: α, a scalar without gradient; ``None`` leaves out the spread of actions
     :return: the loss, and its parts by name
     """
     actor = policy.actor
@@ -152,15 +152,15 @@ def guidance_weights(settings: Settings, q_behavior: th.Tensor, q_policy: th.Ten
     :param q_behavior: clipped Q_β*(s, a), ``(B, 1)``
     :param q_policy: clipped Q_π(s, a^π), ``(B, 1)``
     :return: the weights λ·w, ``(B, 1)``, without gradient
-    :raises GuidanceError: if the guidance returns something else
+    :raises GuidanceError: if the guidance does not return such weights
     """
     weights = settings.guidance(q_behavior, q_policy, settings.w2_coef)
     if not isinstance(weights, th.Tensor):
         raise GuidanceError(f"guidance={settings.guidance} returned a {type(weights).__name__}; it must return a tensor.")
     if weights.shape != q_policy.shape:
         raise GuidanceError(
-            f"guidance={settings.guidance} returned weights of shape {tuple(weights.shape)}; it must return one weight a "
-            f"sample, of shape {tuple(q_policy.shape)}, like the values that it is given."
+            f"guidance={settings.guidance} returned weights of shape {tuple(weights.shape)}; it must return one weight "
+            f"for each sample, of shape {tuple(q_policy.shape)}, like the values that it receives."
         )
     return weights.detach().to(q_policy.dtype)
 
@@ -177,24 +177,24 @@ def all_parameters(optimizers: Iterable[th.optim.Optimizer]) -> list[nn.Paramete
 
 def trainable_parameters(optimizers: Iterable[th.optim.Optimizer]) -> list[nn.Parameter]:
     """
-    List what optimizers train.
+    List the parameters that optimizers train.
 
     :param optimizers: the optimizers
-    :return: their parameters but the frozen ones, in their order
+    :return: their parameters without the frozen ones, in their order
     """
     return [parameter for parameter in all_parameters(optimizers) if parameter.requires_grad]
 
 
 def differentiate(loss: th.Tensor, terms: Terms, parameters: Sequence[th.Tensor]) -> Gradients:
     """
-    Compute the gradients of a loss, for these parameters alone: a critic gets none from the actor's loss.
+    Compute the gradients of a loss for the given parameters only, so that a critic gets none from the actor's loss.
 
-    They are returned rather than left in ``.grad``, so that one compiled graph holds the forward and the backward pass. Each
-    has the memory layout of its parameter, as ``backward()`` would ensure and fused optimizers on CUDA require.
+    The gradients are returned instead of stored in ``.grad``, so that one compiled graph holds the forward and the backward
+    pass. Each has the memory layout of its parameter, as ``backward()`` would ensure and fused optimizers on CUDA require.
 
     :param loss: a scalar
-    :param terms: what to log, by name
-    :param parameters: the parameters; none if all are frozen
+    :param terms: scalars to log, by name
+    :param parameters: the parameters; empty if all are frozen
     :return: the gradients
     """
     gradients = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
@@ -202,7 +202,7 @@ def differentiate(loss: th.Tensor, terms: Terms, parameters: Sequence[th.Tensor]
         gradient if gradient is None or gradient.stride() == parameter.stride() else th.empty_like(parameter).copy_(gradient)
         for gradient, parameter in zip(gradients, parameters, strict=True)
     ]
-    # A sum is finite only if all of its terms are
+    # A sum is finite only if all of its terms are finite
     sums = [loss.detach(), *(gradient.sum() for gradient in laid_out if gradient is not None)]
     exploded = (~th.stack(sums).sum().isfinite()).float()
     return Gradients(laid_out, exploded, {name: term.detach() for name, term in terms.items()})
@@ -217,7 +217,7 @@ def value_gradients(
     parameters: Sequence[th.Tensor],
 ) -> tuple[Gradients, th.Tensor | None]:
     """
-    Differentiate :func:`value_loss`, whose other arguments these are.
+    Differentiate :func:`value_loss`, which receives all other arguments.
 
     :param parameters: the parameters of the value functions
     :return: the gradients, and the clipped Q_β*(s, a), ``(B, 1)``
@@ -236,7 +236,7 @@ def actor_gradients(
     parameters: Sequence[th.Tensor],
 ) -> Gradients:
     """
-    Differentiate :func:`actor_loss`, whose other arguments these are.
+    Differentiate :func:`actor_loss`, which receives all other arguments.
 
     :param parameters: the parameters of the actor
     :return: the gradients
@@ -245,24 +245,24 @@ def actor_gradients(
     return differentiate(loss, terms, parameters)
 
 
-def descend(optimizers: Sequence[th.optim.Optimizer], found: Gradients, diverged: th.Tensor) -> None:
+def descend(optimizers: Sequence[th.optim.Optimizer], computed: Gradients, diverged: th.Tensor) -> None:
     """
-    Take the optimizers' steps, unless this loss or an earlier one has exploded: networks never recover from that.
+    Take the optimizers' steps, but skip them if this loss or an earlier one has exploded.
 
-    A fused optimizer skips the step by itself, as it does for PyTorch's ``GradScaler``, so that the host need not wait for
-    the device. For other optimizers the host looks at ``diverged``.
+    Networks would never recover from such a step. A fused optimizer skips it by itself, as it does for PyTorch's
+    ``GradScaler``, so the host does not have to wait for the device. For other optimizers the host reads ``diverged``.
 
     :param optimizers: the optimizers
-    :param found: the gradients of their :func:`trainable_parameters`
+    :param computed: the gradients of their :func:`trainable_parameters`
     :param diverged: 1 if an earlier loss has exploded, else 0, a scalar; set to 1, in place, if this one has
     """
-    diverged.copy_(diverged.maximum(found.exploded))
-    gradients = iter(found.gradients)
+    diverged.copy_(diverged.maximum(computed.exploded))
+    gradients = iter(computed.gradients)
     for parameter in all_parameters(optimizers):
-        # A parameter that was frozen in mid-training must lose its last gradient, or it would move on
+        # A parameter that was frozen during training must lose its last gradient, or it would keep moving
         parameter.grad = next(gradients) if parameter.requires_grad else None
     for optimizer in optimizers:
-        # Not optimizer.defaults: loading an optimizer's state replaces the options of its groups
+        # Not optimizer.defaults, because loading an optimizer's state replaces the options of its groups
         if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = diverged  # type: ignore[attr-defined]
         elif diverged.item():
@@ -272,10 +272,10 @@ def descend(optimizers: Sequence[th.optim.Optimizer], found: Gradients, diverged
 
 def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None:
     """
-    Average parameters into a target network, in place: θ̄ ← τ θ + (1 - τ) θ̄ (paper, Algorithm 1, line 10).
+    Update a moving average of parameters in place: θ̄ ← τ θ + (1 - τ) θ̄ (paper, Algorithm 1, line 10).
 
-    :param online: the network; parameters that the target network lacks, such as those of an auxiliary head, are left out
-    :param target: its target network
+    :param online: the network; parameters that the average lacks, such as those of an auxiliary head, are ignored
+    :param target: its moving average, such as a target network
     :param tau: weight of the online network, a scalar
     """
     sources = dict(online.named_parameters())

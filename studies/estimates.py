@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from rliable import library, metrics
 
-from sb3_flowrl.diagnostics import own_random_numbers
+from sb3_flowrl.execution import own_random_numbers
 
 from .finished import Results
 

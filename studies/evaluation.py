@@ -14,7 +14,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from sb3_flowrl.diagnostics import DiagnosticsCallback, own_random_numbers
+from sb3_flowrl.diagnostics.callback import DiagnosticsCallback
+from sb3_flowrl.execution import own_random_numbers
 
 from .study import Run
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from rl_zoo3 import exp_manager
 
-from sb3_flowrl import safe
-from sb3_flowrl.defaults import FORMER, TODAYS, PolicyDefaults
+from sb3_flowrl.export import safe_policy as safe
+from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
+from sb3_flowrl.policies import POLICY_DEFAULTS
 
 from .study import Run, Study, StudyError
 
@@ -142,7 +143,9 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
     hyperparameters.pop("n_timesteps", None)  # from rl_zoo3's files; the study's steps override it
     if "w2_coef" in defaults:
         defaults = ADDED_SINCE | defaults
-        defaults |= what_none_means(TODAYS if defaults["policy_kwargs.batch_norm"] is None else FORMER)
+        defaults |= what_none_means(
+            POLICY_DEFAULTS if defaults["policy_kwargs.batch_norm"] is None else FORMER_POLICY_DEFAULTS
+        )
     defaults.pop("policy_kwargs", None)
     effective = defaults | name_policy_arguments(hyperparameters)
     if effective.get("precision") == "auto":  # float32 on every machine, computed by the library that is faster there
@@ -150,16 +153,14 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
     return effective
 
 
-def what_none_means(defaults: PolicyDefaults) -> Record:
+def what_none_means(defaults: Mapping[str, Any]) -> Record:
     """
     List the values that FlowRL's policy uses for arguments that are None.
 
     :param defaults: the policy's defaults when the run was made
     :return: the values by their names in a record
     """
-    named = {f"policy_kwargs.{name}": value for name, value in defaults._asdict().items()}
-    named["policy_kwargs.optimizer_kwargs"] = named.pop("policy_kwargs.adam_kwargs")
-    return as_plain_data(named)
+    return as_plain_data({f"policy_kwargs.{name}": value for name, value in defaults.items()})
 
 
 def name_policy_arguments(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_flowrl import FlowRL, ResumableCheckpointCallback
-from sb3_flowrl.checkpoint import list_checkpoints
-from sb3_flowrl.run_state import load_newest_run, save_run
+from sb3_flowrl.checkpoint.files import list_checkpoints
+from sb3_flowrl.checkpoint.run_state import load_newest_run, save_run
 
 
 class CheckpointAnyAlgorithm(ResumableCheckpointCallback):

@@ -47,7 +47,7 @@ from torch import nn
 
 import sb3_flowrl
 from sb3_flowrl import DiagnosticsCallback, FlowRL, ResumableCheckpointCallback
-from sb3_flowrl.safe import load_policy_safe, save_policy_safe
+from sb3_flowrl.export.safe_policy import load_policy_safe, save_policy_safe
 from tests import fuzz_configurations, fuzz_inputs
 from tests.fuzz_configurations import POLICY_ARGUMENTS, Configuration, draw
 

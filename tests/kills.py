@@ -31,7 +31,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_flowrl import FlowRL, ResumableCheckpointCallback
-from sb3_flowrl.checkpoint import find_checkpoint, list_checkpoints
+from sb3_flowrl.checkpoint.files import find_checkpoint, list_checkpoints
 
 EPISODE = 20  # so short that much of the time goes into checkpoints
 LONGEST_WRITE = 0.005  # seconds

@@ -8,8 +8,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_flowrl import FlowRL
+from sb3_flowrl.buffers import Batch, sample_batches
 from sb3_flowrl.flow import FlowNoise, draw_noise
-from sb3_flowrl.replay import Batch, sample_batches
 from sb3_flowrl.reward_scale import scale_of
 from tests.golden import NETWORKS
 

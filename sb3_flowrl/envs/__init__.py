@@ -1,13 +1,15 @@
 """
-The benchmarks of the FlowRL paper as flat float32 environments. Importing this module registers their ids with gymnasium::
+The benchmarks of the FlowRL paper as flat float32 environments.
+
+Importing this module registers their ids with gymnasium::
 
     import gymnasium as gym
     import sb3_flowrl.envs
 
     env = gym.make("dmc/dog-run-v0")
 
-In rl_zoo3: ``--gym-packages sb3_flowrl.envs``. No suite is imported before one of its environments is made; where it is
-missing, making one says what to install.
+In rl_zoo3, pass ``--gym-packages sb3_flowrl.envs``. A suite is imported only when one of its environments is made. If the
+suite is missing, the error says what to install.
 """
 
 from sb3_flowrl.envs import tasks as _tasks
@@ -19,12 +21,13 @@ __all__ = ["MissingSuiteError", "register"]
 
 def register() -> None:
     """
-    Register the ids. Importing this module has done it; after an import of a suite, which registers ids of its own, call it
-    again.
+    Register the ids of the environments.
+
+    Importing this module does it. Importing a suite later registers the suite's own ids, so call this again afterwards.
     """
     for domain, names in _tasks.DMC.items():
         for name in names:
-            # lqr's episodes never end; the others are ended by the task
+            # lqr's episodes never end; in the other domains the task ends them
             limit = 1_000 if domain == "lqr" else None
             _register_env(f"dmc/{domain}-{name}-v0", "dm_control:DmControlEnv", limit, domain=domain, task=name)
     for robot, control in _tasks.HUMANOID_BENCH_ROBOTS.items():

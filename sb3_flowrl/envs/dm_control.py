@@ -20,10 +20,10 @@ except ImportError as error:
     install = "Install it with: pip install 'sb3-flowrl[dmc]'"
     raise MissingSuiteError("The DeepMind Control Suite", install, str(error)) from error
 
-# The first camera of the others follows the robot, or sees all of the scene
+# Domains that are not listed use their first camera, which follows the robot or sees the whole scene
 CAMERAS = {"dog": "y-axis", "quadruped": "y"}
-# lqr's actuators have no limits, for which dm_control gives ±1e10, where random actions break the simulation. The optimal
-# controllers of its two tasks stay within ±6.
+# lqr's actuators have no limits. dm_control gives ±1e10 for them, and random actions that large break the simulation. The
+# optimal controllers of lqr's two tasks stay within ±6.
 UNLIMITED, ACTION_LIMIT = 1e10, 10.0
 
 
@@ -42,8 +42,8 @@ class DmControlEnv(DmControlCompatibilityV0):
     :param environment_kwargs: arguments of dm_control's ``Environment``, such as ``n_sub_steps``
     """
 
-    # gymnasium's generator instead of shimmy's view of the task's: it can be seeded, saved and restored as any other's
-    np_random = gym.Env.np_random  # type: ignore[assignment]
+    # gymnasium's generator, not shimmy's view of the task's: it can be seeded, saved and restored like any other
+    np_random = gym.Env.np_random
 
     def __init__(
         self,
@@ -54,15 +54,15 @@ class DmControlEnv(DmControlCompatibilityV0):
         task_kwargs: dict[str, Any] | None = None,
         environment_kwargs: dict[str, Any] | None = None,
     ):
-        # lqr draws its springs when it is built: all its environments are to be the same task, whatever they are seeded with
+        # lqr draws its springs when it is built. With a fixed seed here, all its environments are the same task
         task_kwargs = {"random": 0, **(task_kwargs or {})}
         env = suite.load(domain, task, task_kwargs=task_kwargs, environment_kwargs=environment_kwargs)
-        self.metadata: dict[str, Any] = dict(DmControlCompatibilityV0.metadata)  # shimmy writes into the class's
+        self.metadata: dict[str, Any] = dict(DmControlCompatibilityV0.metadata)  # shimmy changes the class's own
         default = {} if render_mode == "multi_camera" else {"camera_id": CAMERAS.get(domain, 0), "width": 480, "height": 480}
         super().__init__(env, render_mode, {**default, **(render_kwargs or {})})
-        # shimmy's arguments are not ours
+        # shimmy stores its own arguments, which are not ours
         EzPickle.__init__(self, domain, task, render_mode, render_kwargs, task_kwargs, environment_kwargs)
-        self.metadata["render_fps"] = round(1 / env.control_timestep())  # shimmy: the reciprocal's
+        self.metadata["render_fps"] = round(1 / env.control_timestep())  # shimmy gives the step's milliseconds
 
         size = sum(int(np.prod(spec.shape)) for spec in env.observation_spec().values())
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
@@ -73,9 +73,16 @@ class DmControlEnv(DmControlCompatibilityV0):
         self.action_space = spaces.Box(self._low.astype(np.float32), self._high.astype(np.float32), dtype=np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """
+        Start a new episode.
+
+        :param seed: seed of the environment's generator, or None to continue with it
+        :param options: not used
+        :return: the observation, and shimmy's info
+        """
         gym.Env.reset(self, seed=seed)
         self._env.task._random = np.random.RandomState(self.np_random.integers(2**32))
-        # quadruped's escape asks whether there is a rendering context, which makes one, and fails where there is no OpenGL
+        # quadruped's escape asks whether there is a rendering context. Asking makes one, which fails without OpenGL
         physics = self._env.physics
         physics._make_rendering_contexts = lambda: None
         try:
@@ -85,7 +92,13 @@ class DmControlEnv(DmControlCompatibilityV0):
         return _flat(observation), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        # in float64, as float32's 1.1 is more than 1.1; and rewards are computed from the action as it is given
+        """
+        Take a step.
+
+        :param action: in the task's units; it is clipped to the task's bounds
+        :return: the observation, the reward, whether the episode is terminated and truncated, and shimmy's info
+        """
+        # clip in float64, because float32's 1.1 is more than 1.1; rewards are computed from the action that is passed on
         action = np.clip(np.asarray(action, np.float64), self._low, self._high)
         observation, reward, terminated, truncated, info = super().step(action)
         return _flat(observation), float(reward), terminated, truncated, info

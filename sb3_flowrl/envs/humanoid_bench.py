@@ -1,8 +1,8 @@
 """
-HumanoidBench's tasks as float32 environments, from a checkout of its repository as it is.
+HumanoidBench's tasks as float32 environments, from an unchanged checkout of its repository.
 
-HumanoidBench asks for versions of its dependencies that nothing else here runs with. What has changed since is made good from
-outside: see the comments.
+HumanoidBench asks for versions of its dependencies that nothing else here runs with. This module makes up for what has
+changed since, without touching HumanoidBench; see the comments.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from sb3_flowrl.envs.rendering import choose_backend
 
 VARIABLE = "HUMANOID_BENCH"
 ADVICE = (
-    "It is not on PyPI: git clone https://github.com/carlosferrazza/humanoid-bench, give its folder in the environment "
+    "It is not on PyPI. Run git clone https://github.com/carlosferrazza/humanoid-bench, put its folder into the environment "
     f"variable {VARIABLE} or on PYTHONPATH, and install what it needs with: pip install 'sb3-flowrl[dmc]'"
 )
 
@@ -47,7 +47,7 @@ def _checkout_on_path() -> Iterator[None]:
 
 @contextmanager
 def _jax_stubbed() -> Iterator[None]:
-    """HumanoidBench imports jax for a conversion of weights that its environments don't do."""
+    """Stub jax, which HumanoidBench imports for a conversion of weights that its environments don't use."""
     stubs = {} if importlib.util.find_spec("jax") else {name: ModuleType(name) for name in ("jax", "jax.numpy")}
     sys.modules.update(stubs)
     try:
@@ -70,7 +70,7 @@ def _import_env() -> type:
         raise
     except ImportError as error:
         raise MissingSuiteError("HumanoidBench", ADVICE, str(error)) from error
-    # Its table of MuJoCo's arrays names some that are gone, and it reads them all
+    # HumanoidBench reads every array in its table of MuJoCo's arrays, and some of them no longer exist
     for name, struct in (("mjdata", mujoco.MjData), ("mjmodel", mujoco.MjModel)):
         for field in [field for field in sizes[name] if not hasattr(struct, field)]:
             del sizes[name][field]
@@ -89,10 +89,10 @@ class HumanoidBenchEnv(_HumanoidEnv):
     :param kwargs: HumanoidBench's own arguments: robot, control, task, ...
     """
 
-    # HumanoidBench's own default is "rgb_array", which asks for OpenGL where nothing is to be rendered
+    # HumanoidBench's own default is "rgb_array", which needs OpenGL even if nothing is rendered
     def __init__(self, render_mode: str | None = None, **kwargs: Any):
         super().__init__(render_mode=render_mode, **kwargs)
-        EzPickle.__init__(self, render_mode, **kwargs)  # HumanoidBench keeps no argument that a copy could be made with
+        EzPickle.__init__(self, render_mode, **kwargs)  # HumanoidBench does not keep the arguments that a copy needs
         self.observation_space: spaces.Box = spaces.Box(-np.inf, np.inf, self.observation_space.shape, np.float32)
         if render_mode is not None:
             self._mend_rendering(render_mode)
@@ -101,19 +101,24 @@ class HumanoidBenchEnv(_HumanoidEnv):
         renderer = self.mujoco_renderer
         viewer, render = renderer._get_viewer(render_mode), renderer.render
 
-        # The tasks hand over the camera, which the renderer has known from the start since gymnasium 1.0. And it draws into
-        # whatever OpenGL context is current: into none at all if another environment's was closed last, which gives black.
+        # The tasks pass the camera, but since gymnasium 1.0 the renderer knows it from the start. The renderer also draws
+        # into the current OpenGL context. If another environment's was closed last, there is none, and the image is black.
         def render_here(render_mode: str, *camera: Any) -> Any:
             viewer.make_context_current()
             return render(render_mode)
 
-        # The tasks give a marker's size as one number, of which MuJoCo wants three
+        # The tasks give a marker's size as one number, but MuJoCo wants three
         add_marker = viewer.add_marker
         viewer.add_marker = lambda size, **marker: add_marker(size=np.full(3, size), **marker)
         renderer.render = render_here
 
     def reset_model(self) -> np.ndarray:
-        # Some tasks draw from numpy's global generator: they shall follow the environment's seed, and leave no trace
+        """
+        Start a new episode.
+
+        :return: the observation
+        """
+        # Some tasks draw from numpy's global generator. Let them follow the environment's seed, and leave no trace
         state = np.random.get_state()
         np.random.seed(self.np_random.integers(2**32))
         try:
@@ -122,8 +127,14 @@ class HumanoidBenchEnv(_HumanoidEnv):
             np.random.set_state(state)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        # Targets of joints outside the bounds would be followed
+        """
+        Take a step.
+
+        :param action: the action, clipped to the bounds of the action space
+        :return: the observation, the reward, whether the episode is terminated and truncated, and HumanoidBench's info
+        """
+        # Joints would follow targets outside the bounds
         action = np.clip(action, self.action_space.low, self.action_space.high)
         observation, reward, terminated, truncated, info = super().step(action)
-        # its `terminated` is numpy's, which gymnasium refuses
+        # HumanoidBench's `terminated` is a numpy bool, which gymnasium refuses
         return np.asarray(observation, np.float32), float(reward), bool(terminated), truncated, info

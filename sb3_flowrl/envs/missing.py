@@ -1,14 +1,14 @@
 """
-What is said when an environment is made whose suite is not there.
+The error for an environment whose suite is missing.
 """
 
 
 class MissingSuiteError(ImportError):
     """
-    The suite of an environment can't be imported.
+    Raised when the suite of an environment can't be imported.
 
-    :param suite: its name
-    :param what_to_do: the command that installs it, or what else gives access to it
+    :param suite: name of the suite
+    :param what_to_do: command that installs it, or another way to get it
     :param cause: what went wrong
     """
 

@@ -1,5 +1,5 @@
 """
-Ids of environments that the suites register too, when they are imported.
+Ids of environments that the suites also register when they are imported.
 """
 
 from collections.abc import Iterator
@@ -10,18 +10,19 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 PACKAGE = "sb3_flowrl.envs"
-# What the suites registered under ids that are ours
+# What the suites registered under our ids
 suites_own: dict[str, EnvSpec] = {}
 
 
 def register_env(env_id: str, entry_point: str, max_episode_steps: int | None = None, **kwargs: Any) -> None:
     """
-    Register an environment, in the place of a suite's of that id.
+    Register an environment, replacing a suite's own environment of that id.
 
     :param env_id: the id
-    :param entry_point: module in this package and what makes the environment, such as "dm_control:DmControlEnv"
+    :param entry_point: module in this package and the callable in it that makes the environment, such as
+        "dm_control:DmControlEnv"
     :param max_episode_steps: steps after which episodes are truncated
-    :param kwargs: arguments for what makes the environment
+    :param kwargs: arguments for that callable
     """
     present = gym.registry.pop(env_id, None)
     if present is not None and not _is_ours(present):
@@ -31,7 +32,7 @@ def register_env(env_id: str, entry_point: str, max_episode_steps: int | None = 
 
 @contextmanager
 def ids_kept() -> Iterator[None]:
-    """Let a suite be imported without gymnasium's warnings that it takes ids of ours, and have ours again afterwards."""
+    """Keep our ids while a suite is imported, without gymnasium's warnings that the suite overrides them."""
     ours = {env_id: spec for env_id, spec in gym.registry.items() if _is_ours(spec)}
     for env_id in ours:
         del gym.registry[env_id]

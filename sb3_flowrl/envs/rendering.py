@@ -13,11 +13,11 @@ PROBE = "from mujoco.{} import GLContext; context = GLContext(16, 16); context.m
 
 def choose_backend() -> None:
     """
-    Set ``MUJOCO_GL`` to what can render without a screen, if there is none and the user has not set it.
+    Choose a backend that can render without a screen, if there is no screen.
 
-    Left to themselves, dm_control and gymnasium choose GLFW, which fails then. They read the variable once, when they or
-    MuJoCo are imported, so that this comes before. A backend that does not work is not chosen: dm_control could not even be
-    imported.
+    This sets ``MUJOCO_GL``, unless the user has set it. By default, dm_control and gymnasium choose GLFW, which fails without
+    a screen. They read the variable once, when they or MuJoCo are imported, so this must come before. A backend that does not
+    work is not chosen, because dm_control could then not even be imported.
     """
     if sys.platform != "linux" or any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
         return
@@ -29,11 +29,13 @@ def choose_backend() -> None:
 
 def _works(backend: str, library: str) -> bool:
     """
-    Try a backend, in a process of its own: one that has tried EGL where it has no driver can't take OSMesa any more.
+    Try a backend in a separate process.
 
-    :param backend: what ``MUJOCO_GL`` would be
-    :param library: what the backend needs; where it is missing, there is nothing to try
-    :return: whether it makes a context
+    A process that has tried EGL without a driver for it can't use OSMesa any more.
+
+    :param backend: value of ``MUJOCO_GL``
+    :param library: library that the backend needs; if it is missing, the backend is not tried
+    :return: whether the backend makes a context
     """
     try:
         ctypes.CDLL(library)

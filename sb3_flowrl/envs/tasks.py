@@ -1,5 +1,7 @@
 """
-The tasks of the suites, so that their ids can be registered without importing them. Tests compare this with the suites.
+The tasks of the suites, so that their ids can be registered without importing the suites.
+
+Tests compare this list with the suites.
 """
 
 # dm_control.suite.ALL_TASKS
@@ -25,7 +27,7 @@ DMC = {
     "walker": ("stand", "walk", "run"),
 }
 
-# humanoid_bench.env.ROBOTS, with how HumanoidBench controls each
+# humanoid_bench.env.ROBOTS, and how HumanoidBench controls each of them
 HUMANOID_BENCH_ROBOTS = {
     "h1": "pos",
     "h1hand": "pos",
@@ -43,11 +45,11 @@ HUMANOID_BENCH = dict.fromkeys(
 
 
 def _variants(prefixes: str, tasks: str) -> list[str]:
-    """MyoSuite's names of healthy muscles ("myo") and of sarcopenia, fatigue and tendon transfer ("myoSarc", ...)."""
+    """List names for healthy muscles ("myo") and for sarcopenia, fatigue and tendon transfer ("myoSarc", ...)."""
     return [f"{prefix}{task}" for task in tasks.split() for prefix in prefixes.split()]
 
 
-# What myosuite registers, but for the one task with two agents
+# What myosuite registers, except the one task with two agents
 MYOSUITE = [
     *_variants("motor", "FingerPoseFixed-v0 FingerPoseRandom-v0 FingerReachFixed-v0 FingerReachRandom-v0"),
     *_variants(

@@ -1,114 +1,23 @@
 """
-FlowRL in rl_zoo3: registration of the algorithm, its hyperparameters and its search space.
+FlowRL in rl_zoo3.
 
-Usually the start-up hook (``sb3_flowrl.startup``) does all of it. Where start-up files are not read (``python -S``,
-``pip install --target``, ``SB3_FLOWRL_NO_ZOO_HOOK=1``), call :func:`register`, or use
+The start-up hook (:mod:`sb3_flowrl.zoo.startup`) usually registers FlowRL by itself. Where it does not run (``python -S``,
+``python -I``, ``pip install --target``, ``SB3_FLOWRL_NO_ZOO_HOOK=1``), call :func:`register`, or use
 ``python -m sb3_flowrl.zoo train|enjoy|...``, which calls it first.
+
+The hook imports this package whenever Python starts, so the names below are imported on first use.
 """
 
-import functools
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than the hook may
+if TYPE_CHECKING:
+    from sb3_flowrl.zoo.registration import hyperparams_file, register
 
-ALGO = "flowrl"
+__all__ = ["hyperparams_file", "register"]
 
 
-def hyperparams_file() -> Path:
-    """
-    :return: the packaged ``flowrl.yml``; in a checkout, that of its ``hyperparams`` folder
-    """
-    package = Path(__file__).parent.parent
-    packaged = package / "hyperparams" / f"{ALGO}.yml"
-    return packaged if packaged.exists() else package.parent / "hyperparams" / f"{ALGO}.yml"
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'sb3_flowrl.zoo' has no attribute {name!r}")
+    from sb3_flowrl.zoo import registration
 
-
-def complete_utils(module: ModuleType) -> None:
-    """Add the algorithm to ``rl_zoo3.utils``."""
-    from sb3_flowrl.flowrl import FlowRL
-
-    module.ALGOS.setdefault(ALGO, FlowRL)
-
-
-def complete_hyperparams_opt(module: ModuleType) -> None:
-    """Add the search space to ``rl_zoo3.hyperparams_opt``."""
-    from sb3_flowrl.zoo.search_space import convert_flowrl_params, sample_flowrl_params
-
-    module.HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_flowrl_params)
-    module.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_flowrl_params)
-
-
-def complete_exp_manager(module: ModuleType) -> None:
-    """Have ``rl_zoo3.exp_manager`` read our hyperparameters where it would look for a file that rl_zoo3 does not have."""
-    manager: Any = module.ExperimentManager
-    original = manager.__init__
-    if getattr(original, "completed_by_sb3_flowrl", False):
-        return
-    default = Path(str(module.__file__)).parent / "hyperparams" / f"{ALGO}.yml"
-
-    @functools.wraps(original)
-    def init(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        if getattr(self, "algo", None) != ALGO:
-            return
-        if not hasattr(self, "config"):
-            _say_moved(module, "ExperimentManager has no attribute 'config'")
-        # a file that the user named stays, and is missed if it is missing
-        elif Path(self.config) == default and not default.exists():
-            self.config = str(hyperparams_file())
-
-    init.completed_by_sb3_flowrl = True  # type: ignore[attr-defined]
-    manager.__init__ = init
-
-
-def complete_push_to_hub(module: ModuleType) -> None:
-    """Give ``huggingface_sb3.push_to_hub`` the function that ``rl_zoo3.push_to_hub`` imports and its version 3.2 renamed."""
-    if not hasattr(module, "generate_metadata"):
-        generate = module._generate_metadata
-        module.generate_metadata = lambda *args: generate(*args).to_dict()  # type: ignore[attr-defined]
-
-
-_COMPLETIONS = {
-    "rl_zoo3.utils": complete_utils,
-    "rl_zoo3.hyperparams_opt": complete_hyperparams_opt,
-    "rl_zoo3.exp_manager": complete_exp_manager,
-    "huggingface_sb3.push_to_hub": complete_push_to_hub,
-}
-
-
-def complete(module: ModuleType) -> None:
-    """
-    Complete one of the modules that the start-up hook waits for. Where it is not as expected, say so in one line: the module
-    works on without FlowRL.
-
-    :param module: the module, fully loaded
-    """
-    try:
-        _COMPLETIONS[module.__name__](module)
-    except Exception as error:
-        _say_moved(module, f"{type(error).__name__}: {error}")
-
-
-def _say_moved(module: ModuleType, what: str) -> None:
-    print(
-        f"sb3-flowrl: could not register 'flowrl' in {module.__name__} ({what}); it is made for rl_zoo3 2.9. "
-        "SB3_FLOWRL_NO_ZOO_HOOK=1 turns the registration off.",
-        file=sys.stderr,
-    )
-
-
-def register() -> None:
-    """
-    Register FlowRL with rl_zoo3. Can be called any number of times, before or after rl_zoo3 is imported.
-
-    :raises ImportError: if rl_zoo3 is not installed
-    """
-    try:
-        importlib.import_module("rl_zoo3.exp_manager")
-    except ModuleNotFoundError as error:
-        raise ImportError(f"rl_zoo3 can't be imported ({error}); install it with: pip install 'sb3-flowrl[zoo]'") from error
-    for name in _COMPLETIONS:
-        if name in sys.modules:
-            complete(sys.modules[name])
+    return getattr(registration, name)

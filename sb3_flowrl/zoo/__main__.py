@@ -1,7 +1,10 @@
 """
-``python -m sb3_flowrl.zoo <command> ...`` is ``python -m rl_zoo3.<command> ...`` with FlowRL registered.
+Run a command of rl_zoo3 with FlowRL registered.
 
-For where the start-up hook does not run. Commands: train, enjoy, record_video, plots.plot_train, push_to_hub, ...
+    python -m sb3_flowrl.zoo <command> ...
+
+does the same as ``python -m rl_zoo3.<command> ...``, and works even if the start-up hook does not run.
+Commands: train, enjoy, record_video, plots.plot_train, push_to_hub, ...
 """
 
 import runpy
@@ -11,6 +14,9 @@ from sb3_flowrl import zoo
 
 
 def main() -> None:
+    """
+    Run the command.
+    """
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     command = sys.argv.pop(1)

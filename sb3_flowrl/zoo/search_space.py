@@ -1,5 +1,5 @@
 """
-What Optuna searches when rl_zoo3 tunes FlowRL (``python -m rl_zoo3.train --algo flowrl -optimize``).
+FlowRL's search space in Optuna, for tuning with rl_zoo3 (``python -m rl_zoo3.train --algo flowrl -optimize``).
 """
 
 import os
@@ -16,7 +16,7 @@ NET_ARCHS = {
 }
 ACTOR_ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU}
 CRITIC_ACTIVATIONS = {"gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU}
-#: FlowRL's defaults as Optuna stores them: the trial that the others have to beat.
+#: FlowRL's defaults as Optuna stores them. The other trials have to beat them.
 DEFAULT_TRIAL = dict(
     learning_rate=1e-3,
     one_minus_gamma=0.01,
@@ -43,13 +43,13 @@ def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
     """
     Sample FlowRL's hyperparameters.
 
-    :param trial: Optuna's trial; gets the true values, and the worker that it runs on, as user attributes
+    :param trial: Optuna's trial. Its user attributes get the true values, and the worker that runs it
     :param n_actions: number of action dimensions
     :param n_envs: number of environments
-    :param additional_args: rl_zoo3's, whether HER is used among them
+    :param additional_args: rl_zoo3's additional arguments, which say whether HER is used
     :return: arguments of ``FlowRL``
     """
-    trial.set_user_attr("worker", worker_name(os.getpid()))  # first, so that no trial is anonymous when its worker dies
+    trial.set_user_attr("worker", worker_name(os.getpid()))  # first, so that it is known even if the worker dies
     params: dict[str, Any] = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
@@ -83,14 +83,14 @@ def sample_flowrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
 
 def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    Turn what Optuna stores into arguments of ``FlowRL``.
+    Convert what Optuna stores to arguments of ``FlowRL``.
 
     :param sampled_params: a trial's parameters
     :return: arguments of ``FlowRL``
     """
-    # A study that was begun before these were searched had them at their defaults of then
-    before = {"spread_coef": 0.0, "batch_norm": False, "actor_activation_fn": "elu", "adam_beta1": 0.9}
-    params = {**before, **sampled_params}
+    # Studies that started before these were searched used the defaults of that time
+    former_defaults = {"spread_coef": 0.0, "batch_norm": False, "actor_activation_fn": "elu", "adam_beta1": 0.9}
+    params = {**former_defaults, **sampled_params}
     params["gamma"] = 1 - params.pop("one_minus_gamma")
     params["batch_size"] = 2 ** params.pop("batch_size_pow")
     params["policy_kwargs"] = dict(
@@ -106,7 +106,9 @@ def convert_flowrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
 
 def worker_name(pid: int) -> str:
     """
-    :param pid: process id of a tuning worker on this machine
-    :return: what a trial's user attribute "worker" says of it
+    Return the name of a tuning worker on this machine.
+
+    :param pid: its process id
+    :return: the value of a trial's user attribute "worker"
     """
     return f"{platform.node()}:{pid}"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sb3_flowrl.defaults import FORMER
+from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
 from studies.arguments import resolve
 from studies.cost import LEANRL, MEASURED, describe_cost, estimate_cost, guess_gpu_rates, measured_rates
 from studies.records import (
@@ -138,7 +138,7 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
 def test_studies_of_the_papers_constants_say_what_they_are(name):
     """Whatever the defaults are or become."""
     former = dict(learning_rate=3e-4, spread_coef=0.0, actor_tau=None)
-    former |= {key: value for key, value in what_none_means(FORMER).items() if key != "policy_kwargs.net_arch"}
+    former |= {key: value for key, value in what_none_means(FORMER_POLICY_DEFAULTS).items() if key != "policy_kwargs.net_arch"}
     for run in load_study(find_study(name)).runs():
         if run.algo == "flowrl":
             assert former.items() <= name_policy_arguments(run.hyperparameters).items(), run.name

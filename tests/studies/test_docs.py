@@ -13,10 +13,10 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 
 
 def test_every_equation_names_a_function_that_there_is():
-    functions = re.findall(r"\[`(\w+)\.(\w+)`\]\(\.\./sb3_flowrl/(\w+)\.py\)", METHOD.read_text())
+    functions = re.findall(r"\[`(\w+)\.(\w+)`\]\(#sb3_flowrl\.(\w+)\.(\w+)\)", METHOD.read_text())
     assert len(functions) > 10
-    for module, function, file in functions:
-        assert module == file and callable(getattr(importlib.import_module(f"sb3_flowrl.{module}"), function))
+    for module, function, *target in functions:
+        assert [module, function] == target and callable(getattr(importlib.import_module(f"sb3_flowrl.{module}"), function))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,0 +1,207 @@
+"""
+The policy as an ONNX file, for inference without PyTorch.
+
+The file maps observations and noise to actions, including all preprocessing.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_flowrl.export.safe_policy import inference_actor, write_atomically
+from sb3_flowrl.networks import FlowActor
+
+#: Largest difference allowed between the file's and ``predict``'s actions, scaled to [-1, 1]. Float32 operations in another
+#: order round differently.
+TOLERANCE = 1e-5
+
+
+class _Inference(nn.Module):
+    """
+    Everything that ``predict`` does, as a function of tensors.
+
+    :param actor: the actor
+    """
+
+    action_low: th.Tensor
+    action_high: th.Tensor
+
+    def __init__(self, actor: FlowActor):
+        super().__init__()
+        assert isinstance(actor.action_space, spaces.Box)  # for mypy
+        self.actor = actor
+        self.register_buffer("action_low", th.as_tensor(actor.action_space.low, device=actor.device))
+        self.register_buffer("action_high", th.as_tensor(actor.action_space.high, device=actor.device))
+
+    def forward(self, observation: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        Compute actions.
+
+        :param observation: observations, ``(B, *obs_shape)``
+        :param noise: base samples, ``(B, A)``; zeros give the deterministic action
+        :return: actions in the action space, ``(B, *action_shape)``
+        """
+        low, high = self.action_low, self.action_high
+        scaled = self.actor.flow(self.actor.features(observation), noise).reshape(-1, *low.shape)
+        return (low + 0.5 * (scaled + 1.0) * (high - low)).clamp(low, high)  # as BoundedActionPolicy.unscale_action does
+
+
+def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> None:
+    """
+    Write the policy as an ONNX file.
+
+    Its inputs are:
+
+    - ``observation``, ``(B, *obs_shape)``, of the observation space's type, but float32 for floating-point numbers. A Dict
+      space has one such input under each of its keys instead.
+    - ``noise``, ``(B, A)``, float32. Pass standard normal samples for a stochastic action, or leave it out for the
+      deterministic action.
+
+    Its output is ``action``, ``(B, *action_shape)``.
+
+    :param policy_or_model: a ``FlowRL`` model, its policy, or its actor
+    :param path: file to write. An existing file is replaced completely or not at all
+    :raises ValueError: for a model with VecNormalize, and for a Dict space with a key that the graph uses, such as "noise"
+    :raises ImportError: if onnx or onnxscript is not installed
+    """
+    _import("onnx")
+    _import("onnxscript")  # torch writes ONNX with it
+    actor = inference_actor(policy_or_model)
+    observation, dynamic = _example(actor)
+    names = list(observation) if isinstance(observation, dict) else ["observation"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own parts, and that all inputs share one batch axis
+        program = th.onnx.export(
+            _Inference(actor).eval(),
+            (observation, th.zeros(2, actor.action_dim, device=actor.device, dtype=th.float32)),
+            input_names=[*names, "noise"],
+            output_names=["action"],
+            dynamic_shapes=(dynamic, {0: "batch"}),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # for mypy
+    model = program.model_proto  # each access makes a new one
+    graph = model.graph
+    _make_noise_optional(graph, names[0], actor.action_dim)
+    inner_names = {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node))
+    if taken := sorted(inner_names.intersection(names)):
+        raise ValueError(f"The observation space has the keys {taken} that the ONNX graph uses itself. Rename these keys.")
+    write_atomically(path, model.SerializeToString())
+
+
+def _make_noise_optional(graph: Any, observation_name: str, action_dim: int) -> None:
+    """
+    Let the noise default to zeros, with one row that serves all observations.
+
+    torch's exporter does not support defaults.
+
+    :param graph: the ONNX graph, changed in place
+    :param observation_name: an input whose first axis is the number of observations
+    :param action_dim: A
+    """
+    from onnx import helper, numpy_helper
+
+    for node in graph.node:
+        node.input[:] = ["noise_of_each" if name == "noise" else name for name in node.input]
+    repeat_noise = [
+        helper.make_node("Shape", [observation_name], ["noise_rows"], start=0, end=1),
+        helper.make_node("Concat", ["noise_rows", "noise_columns"], ["noise_shape"], axis=0),
+        helper.make_node("Expand", ["noise", "noise_shape"], ["noise_of_each"]),
+    ]
+    for index, node in enumerate(repeat_noise):
+        graph.node.insert(index, node)
+    graph.initializer.append(numpy_helper.from_array(np.array([action_dim]), "noise_columns"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, action_dim), dtype=np.float32), "noise"))  # the default
+    graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "noise_batch"
+
+
+def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> float:
+    """
+    Compare an ONNX file with its policy on 1000 random observations, with and without noise.
+
+    :param policy_or_model: the ``FlowRL`` model, policy or actor that the file was written from, on the CPU
+    :param path: the ONNX file
+    :return: the largest absolute difference between the file's and ``predict``'s actions, both scaled to [-1, 1]
+    :raises ImportError: if onnxruntime is not installed
+    """
+    actor, run = inference_actor(policy_or_model), open_session(path)
+    differences = []
+    for seed in range(10):
+        observation = sample_observations(actor.observation_space, 100)
+        for deterministic in (True, False):
+            with th.random.fork_rng(devices=[]):
+                th.manual_seed(seed)
+                expected, _ = actor.predict(observation, deterministic=deterministic)
+                th.manual_seed(seed)  # to draw the noise that predict drew
+                noise = (th.zeros if deterministic else th.randn)(100, actor.action_dim, dtype=th.float32)
+            differences.append(actor.scale_action(run(observation, noise.numpy())) - actor.scale_action(expected))
+    return float(np.abs(differences).max())
+
+
+def _example(actor: FlowActor) -> tuple[Any, Any]:
+    """Return two observations (the exporter would take a batch size of one for the only one) and their dynamic axes."""
+
+    def example(space: spaces.Space[Any]) -> th.Tensor:
+        return th.as_tensor(np.zeros((2, *(space.shape or ())), dtype=_input_type(space.dtype)), device=actor.device)
+
+    space = actor.observation_space
+    if not isinstance(space, spaces.Dict):
+        return example(space), {0: "batch"}
+    return {key: example(part) for key, part in space.spaces.items()}, {key: {0: "batch"} for key in space.spaces}
+
+
+def _input_type(dtype: np.dtype | None) -> np.dtype:
+    """Return float32 for all floating-point types, because this is what the networks see, and other types as they are."""
+    return np.dtype(np.float32) if np.issubdtype(dtype, np.floating) else np.dtype(dtype)
+
+
+def sample_observations(space: spaces.Space[Any], n: int) -> Any:
+    """
+    Sample random observations.
+
+    :param space: the observation space
+    :param n: number of observations
+    :return: observations, ``(n, *obs_shape)``, or a dict of these for a Dict space
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: sample_observations(part, n) for key, part in space.spaces.items()}
+    return np.stack([space.sample() for _ in range(n)])
+
+
+def open_session(path: str | os.PathLike[str]) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """
+    Open an ONNX file as a function of observations and noise.
+
+    :param path: the ONNX file
+    :return: the function, from ``(B, *obs_shape)`` and ``(B, A)`` to actions, ``(B, *action_shape)``
+    :raises ImportError: if onnxruntime is not installed
+    """
+    onnxruntime = _import("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # more threads only get in each other's way with such small networks
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+    def run(observation: Any, noise: np.ndarray) -> np.ndarray:
+        inputs = observation if isinstance(observation, dict) else {"observation": observation}
+        inputs = {name: value.astype(_input_type(value.dtype)) for name, value in inputs.items()}
+        return session.run(["action"], {**inputs, "noise": noise})[0]
+
+    return run
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'Exporting needs {name}: pip install "sb3-flowrl[onnx]"') from error

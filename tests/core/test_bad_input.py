@@ -1,0 +1,128 @@
+"""Errors for people: before any work, with the offending value and what to do."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_flowrl import FlowRL, RecencyReplayBuffer
+from tests.models import make_model, parameters
+
+
+@pytest.mark.parametrize(
+    "argument, value, message",
+    [
+        ("flow_steps", 0, "flow_steps=0 must be an integer of at least 1"),
+        ("flow_steps", 1.5, "flow_steps=1.5 must be an integer of at least 1"),
+        ("flow_steps", True, "flow_steps=True must be an integer"),
+        ("actor_tau", 0, "actor_tau=0 must be a number above 0 and at most 1, or None to keep no average"),
+        ("policy_delay", 0, "policy_delay=0 must be an integer of at least 1"),
+        ("w2_coef", -0.1, "w2_coef=-0.1 must be a finite number of at least 0"),
+        ("w2_coef", float("nan"), "w2_coef=nan must be a finite number of at least 0"),
+        ("w2_coef", float("inf"), "w2_coef=inf must be a finite number of at least 0"),
+        ("w2_coef", "auto", "w2_coef='auto' must be a finite number of at least 0"),
+        ("expectile", 0, "expectile=0 must be a number strictly between 0 and 1"),
+        ("expectile", 1.0, r"expectile=1\.0 must be a number strictly between 0 and 1"),
+        ("ode_solver", "heun", "ode_solver='heun' is unknown; choose one of 'euler', 'midpoint', 'rk4'"),
+        ("guidance", "authors", "guidance='authors' is unknown; choose one of 'paper', 'reference', or pass a callable"),
+        ("guidance", None, "guidance=None is unknown"),
+        ("matching", "latent", "matching='latent' is unknown; choose one of 'action', 'pre_squash'"),
+        ("noise_clip", 0, "noise_clip=0 must be a number above 0, or None not to clip"),
+        (
+            "precision",
+            "float16",
+            "precision='float16' is unknown; choose one of 'auto', 'float32', 'float32_fast', 'bfloat16'",
+        ),
+        ("replay_buffer_kwargs", dict(recent_share=1.5), r"recent_share=1\.5 must be a number between 0 and 1"),
+        ("replay_buffer_kwargs", dict(recent_size=0), "recent_size=0 must be an integer of at least 1"),
+        ("n_steps", 3, r"n_steps=3 has no effect .* Use NStepRecencyReplayBuffer, and replay_buffer_kwargs=dict\(n_steps=3"),
+        ("policy_kwargs", dict(flow_steps=2), r"\['flow_steps'\] must be passed to FlowRL itself, not in policy_kwargs"),
+    ],
+)
+def test_arguments(argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        FlowRL("MlpPolicy", "Pendulum-v1", replay_buffer_class=RecencyReplayBuffer, **{argument: value})
+
+
+@pytest.mark.parametrize("value", [1.5, -1, float("nan"), float("inf"), "1e6", None, True])
+def test_total_timesteps(value):
+    model = make_model()
+    with pytest.raises(ValueError, match="must be a whole number of steps, such as 1_000_000 or 1e6"):
+        model.learn(value)
+    assert model.num_timesteps == 0
+
+
+class ActionSpaceEnv(gym.Env):
+    def __init__(self, action_space: spaces.Space):
+        self.observation_space = spaces.Box(-1, 1, (2,), dtype=np.float32)
+        self.action_space = action_space
+
+
+@pytest.mark.parametrize(
+    "action_space, message",
+    [
+        (spaces.Discrete(2), r"action space is Discrete\(2\).*use an algorithm such as"),
+        (spaces.MultiBinary(3), r"action space is MultiBinary\(3\)"),
+        (spaces.Box(-np.inf, np.inf, (2,)), r"must have finite bounds.*low=\[-inf -inf\]"),
+        (spaces.Box(np.array([0.0, -1.0], np.float32), np.array([np.inf, 1.0], np.float32)), r"high=\[inf +1"),
+        (spaces.Box(np.array([-1.0, 0.5], np.float32), np.array([1.0, 0.5], np.float32)), r"low < high, but low=\[-1"),
+    ],
+)
+@pytest.mark.parametrize("expected_type", [ValueError, AssertionError])  # the latter is what SB3's algorithms raise
+def test_action_spaces(action_space, message, expected_type):
+    with pytest.raises(expected_type, match=message):
+        FlowRL("MlpPolicy", ActionSpaceEnv(action_space))
+
+
+def test_discrete_actions_of_a_registered_environment():
+    with pytest.raises(ValueError, match=r"Discrete\(2\)"):
+        FlowRL("MlpPolicy", "CartPole-v1")
+
+
+def poisoned_model(tensor: str, value: float) -> FlowRL:
+    model = make_model().learn(60)
+    array = getattr(model.replay_buffer, tensor)
+    array[3] = value
+    return model
+
+
+def test_a_loss_that_explodes_never_reaches_the_networks():
+    model = make_model().learn(60)
+    model.replay_buffer.rewards[:] = 1e30
+    before = parameters(model)
+    first = model._n_updates + 1
+    message = (
+        rf"diverged. Losses of updates {first} to {first + 2} \(environment step 60\) are not finite: "
+        r"3 of 3 values of critic_loss \(inf\)"
+    )
+    with pytest.raises(ValueError, match=message + ".* can still be saved"):
+        model.train(3, batch_size=8)
+    for name, parameter in parameters(model).items():
+        # The moments are those of observations and features, which are as finite as ever
+        assert th.equal(parameter, before[name]) or ("running_" in name and parameter.isfinite().all()), name
+
+
+def test_an_actor_loss_that_explodes_never_reaches_the_actor():
+    model = make_model(guidance=lambda q_behavior, q_policy, w2_coef: th.full_like(q_policy, th.inf)).learn(30)
+    before = parameters(model)
+    message = r"of updates 1 to 1 \(environment step 30\) are not finite: 1 of 1 values of actor_loss \(inf\)"
+    with pytest.raises(ValueError, match=message):
+        model.train(1, batch_size=8)
+    for name, parameter in parameters(model).items():
+        assert not name.startswith("actor") or th.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("tensor", ["observations", "next_observations", "rewards", "actions"])
+def test_data_that_is_not_finite_never_reaches_the_networks(tensor, value):
+    model = poisoned_model(tensor, value)
+    before = parameters(model)
+    n_updates = model._n_updates
+    message = rf"`{tensor}` of the replay sample for update {n_updates} \(environment step 60\)"
+    with pytest.raises(ValueError, match=message) as error:
+        model.train(1, batch_size=2_000)
+    assert str(value) in str(error.value)
+    assert model._n_updates == n_updates
+    for name, parameter in parameters(model).items():
+        assert th.equal(parameter, before[name]), name
