@@ -209,6 +209,8 @@ def stack_optimizer_state(networks: StackedMLP, optimizer: th.optim.Optimizer, s
     :param saved: the saved state of an optimizer
     :return: the state to load in its place
     """
+    if not {"state", "param_groups"} <= saved.keys():  # PyTorch says what is wrong with it
+        return saved
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     n_others = len(parameters) - len(list(networks.parameters()))  # those of a features extractor
     groups = [[index] for index in range(n_others)]

@@ -55,14 +55,14 @@ ARGUMENTS: dict[str, dict[str, float | None]] = {
 
 CONFTEST = """
 import stable_baselines3
-from sb3_flowrl import FlowRL
+from sb3_flowrl import FlowRL, policies
 
+policies.POLICY_DEFAULTS["batch_norm"] = False
 EXCLUDED, ARGUMENTS = {excluded!r}, {arguments!r}
 
 
 class FlowRLInstead(FlowRL):
     def __init__(self, *args, **kwargs):
-        kwargs["policy_kwargs"] = {{"batch_norm": False, **(kwargs.get("policy_kwargs") or {{}})}}
         super().__init__(*args, **{{**ARGUMENTS, **kwargs}})
 
 
