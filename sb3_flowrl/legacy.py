@@ -31,7 +31,6 @@ from sb3_flowrl.stacked import StackedActivation, StackedMLP
 #: ``networks.<network>.<layer>.<name>``, the old form. Stacked parameters are called ``networks.<layer>.<name>``.
 _OLD_KEY = re.compile(r"networks\.\d+\.\d+\.\w+")
 
-
 #: Attributes that a file may lack, and the values that are used instead.
 MISSING_ATTRIBUTES: dict[str, Any] = dict(
     spread_coef=0.0, has_sorted_keys=True, scale_rewards=False, delay_behavior=False, actor_tau=None, stores_defaults=True
@@ -45,25 +44,23 @@ FORMER_POLICY_DEFAULTS: dict[str, Any] = dict(
 )
 
 
-def missing_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+def missing_attributes(saved: dict[str, Any]) -> dict[str, Any]:
     """
     Return the attributes that a file does not store.
 
-    :param path: a file that ``FlowRL.save`` wrote
+    :param saved: the file's attributes, see :func:`read_attributes`
     :return: their values by name, for the keyword arguments of SB3's ``load``
     """
-    saved = _saved_json(path)
     return {name: value for name, value in MISSING_ATTRIBUTES.items() if name not in saved}
 
 
-def former_objects(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
     """
     Return the former defaults that a file relies on.
 
-    :param path: a file that ``FlowRL.save`` wrote
+    :param saved: the file's attributes, see :func:`read_attributes`
     :return: objects that replace the saved ones, for ``custom_objects`` of SB3's ``load``
     """
-    saved = _saved_json(path)
     # Version 0.1 stored `has_former_defaults`, which was False for its own models
     if not saved or "stores_defaults" in saved or saved.get("has_former_defaults", True) is False:
         return {}
@@ -157,21 +154,16 @@ def was_made_with_sorted_keys(path: str | Path | io.BufferedIOBase) -> bool:
     :param path: a file that ``FlowRL.save`` wrote
     :return: whether they were
     """
-    return bool(_saved_json(path).get("has_sorted_keys", True))
+    return bool(read_attributes(path).get("has_sorted_keys", True))
 
 
-def read_saved_names(path: str | Path | io.BufferedIOBase) -> set[str]:
+def read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     """
-    List the names of the attributes in a file.
+    Read the attributes in a file as JSON, without unpickling.
 
     :param path: a file that ``FlowRL.save`` wrote
-    :return: the names
+    :return: the attributes by name; none if the file is damaged, because SB3 then says what is wrong with it
     """
-    return set(_saved_json(path))
-
-
-def _saved_json(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
-    """Read a file's attributes as JSON, without unpickling. If there are none, SB3 says what is wrong with the file."""
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:

@@ -68,21 +68,20 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :return: the model
         :raises TypeError: for a keyword that is neither
         """
+        saved = legacy.read_attributes(path)
         if kwargs:
-            cls._check_keywords_of_load(kwargs, path)
+            cls._check_keywords_of_load(kwargs, saved)
         if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        kwargs = {**legacy.missing_attributes(path), **kwargs}
-        custom_objects = {**legacy.former_objects(path), **(custom_objects or {})}
+        kwargs = {**legacy.missing_attributes(saved), **kwargs}
+        custom_objects = {**legacy.former_objects(saved), **(custom_objects or {})}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     @classmethod
-    def _check_keywords_of_load(cls, kwargs: dict[str, Any], path: str | Path | io.BufferedIOBase) -> None:
+    def _check_keywords_of_load(cls, kwargs: dict[str, Any], saved: dict[str, Any]) -> None:
         arguments = inspect.signature(cls.__init__).parameters
         blank = cls(policy=FlowActorCriticPolicy, env=None, _init_setup_model=False)  # type: ignore[call-arg, arg-type]
-        known = {*arguments, *vars(blank), *blank._excluded_save_params()}
-        if not kwargs.keys() <= known:
-            known.update(legacy.read_saved_names(path))
+        known = {*arguments, *vars(blank), *blank._excluded_save_params(), *saved}
         check_keywords(f"{cls.__name__}.load", kwargs, known)
 
     def save_checkpoint(self, folder: str | Path, keep: int = 2) -> Path:
