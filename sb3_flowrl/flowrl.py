@@ -287,7 +287,7 @@ class FlowRL(SavableAlgorithm):
         self._create_aliases()
         self._setup_spread_coef()
         # A loaded model has one already
-        self.reward_scale = (self.reward_scale or RewardScale(self.gamma)) if self.scale_rewards else None
+        self.reward_scale = (self.reward_scale or RewardScale()) if self.scale_rewards else None
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -563,5 +563,5 @@ class FlowRL(SavableAlgorithm):
     ) -> None:
         if self.reward_scale is not None:
             normalize = self._vec_normalize_env
-            self.reward_scale.update(reward if normalize is None else normalize.get_original_reward(), dones)
+            self.reward_scale.update(reward if normalize is None else normalize.get_original_reward(), dones, self.gamma)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)

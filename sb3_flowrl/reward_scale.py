@@ -35,26 +35,24 @@ class RewardScale:
     Running scale of the discounted returns of environments.
 
     Each step sets G ← γ G + r, and G ← 0 when an episode ends, by termination or time-out.
-
-    :param gamma: γ
     """
 
-    def __init__(self, gamma: float):
-        self.gamma = gamma
+    def __init__(self) -> None:
         self.returns = np.zeros(0)  # one for each environment after the first step
         self.moments = RunningMeanStd(shape=())
         self.largest = 0.0
 
-    def update(self, rewards: np.ndarray, dones: np.ndarray) -> None:
+    def update(self, rewards: np.ndarray, dones: np.ndarray, gamma: float) -> None:
         """
         Add one step of all environments.
 
         :param rewards: the environments' own rewards, ``(n_envs,)``
         :param dones: whether each environment's episode has ended, ``(n_envs,)``
+        :param gamma: γ
         """
         if self.returns.shape != rewards.shape:
             self.returns = np.zeros(rewards.shape)
-        self.returns = self.gamma * self.returns + rewards
+        self.returns = gamma * self.returns + rewards
         self.moments.update(self.returns)
         self.largest = max(self.largest, float(np.abs(self.returns).max()))
         self.returns[np.asarray(dones, dtype=bool)] = 0.0

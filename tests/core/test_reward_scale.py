@@ -18,20 +18,20 @@ def test_the_larger_of_deviation_and_bound(variance, largest, expected):
 
 
 def test_returns_of_several_environments_by_hand():
-    scale = RewardScale(gamma=0.5)
+    scale = RewardScale()
     assert scale.value == 1.0
-    scale.update(np.array([1.0, -8.0]), np.array([False, True]))
-    scale.update(np.array([1.0, 2.0]), np.array([True, False]))  # 1.5 and, in a new episode, 2
-    scale.update(np.array([3.0, 0.0]), np.array([False, False]))  # 3 in a new episode, and 1
+    scale.update(np.array([1.0, -8.0]), np.array([False, True]), 0.5)
+    scale.update(np.array([1.0, 2.0]), np.array([True, False]), 0.5)  # 1.5 and, in a new episode, 2
+    scale.update(np.array([3.0, 0.0]), np.array([False, False]), 0.5)  # 3 in a new episode, and 1
     assert scale.moments.var == pytest.approx(np.var([1, -8, 1.5, 2, 3, 1]), rel=1e-3)  # SB3's begin with 1e-4 of a sample
     assert scale.value == pytest.approx(np.std([1, -8, 1.5, 2, 3, 1]), rel=1e-3)
-    scale.update(np.array([100.0, 0.0]), np.array([False, False]))
+    scale.update(np.array([100.0, 0.0]), np.array([False, False]), 0.5)
     assert scale.value == pytest.approx(max(101.5 / 5, np.sqrt(scale.moments.var)))
 
 
 def test_rewards_that_are_all_zero_are_divided_by_1():
-    scale = RewardScale(gamma=0.9)
-    scale.update(np.zeros(3), np.zeros(3))
+    scale = RewardScale()
+    scale.update(np.zeros(3), np.zeros(3), 0.9)
     assert scale.value == 1.0
 
 
@@ -120,6 +120,13 @@ def test_saved_and_loaded(tmp_path):
     loaded.learn(30, reset_num_timesteps=False)
     assert loaded.reward_scale.moments.count > model.reward_scale.moments.count
     assert scale_of(FlowRL.load(tmp_path / "model", scale_rewards=False)) == 1
+
+
+def test_a_model_loaded_with_another_discount_follows_returns_with_it(tmp_path):
+    make_model(StepCountingEnv(terminates=True), scale_rewards=True, gamma=0.5).learn(60).save(tmp_path / "model")
+    model = FlowRL.load(tmp_path / "model", env=StepCountingEnv(terminates=True), gamma=1.0)
+    model.learn(6, reset_num_timesteps=False)
+    assert model.reward_scale.largest == 3  # 1.75 before
 
 
 def test_a_file_of_before_scales_nothing(tmp_path):
