@@ -12,9 +12,9 @@ ALGO = "flowrl"
 
 def hyperparams_file() -> Path:
     """
-    Find the hyperparameters of this package.
+    Return the path of FlowRL's hyperparameters.
 
-    :return: the packaged ``flowrl.yml``; in a checkout, that of its ``hyperparams`` folder
+    :return: the packaged ``flowrl.yml``, or in a checkout the one in its ``hyperparams`` folder
     """
     package = Path(__file__).parent.parent
     packaged = package / "hyperparams" / f"{ALGO}.yml"
@@ -37,7 +37,7 @@ def complete_hyperparams_opt(module: ModuleType) -> None:
 
 
 def complete_exp_manager(module: ModuleType) -> None:
-    """Make ``rl_zoo3.exp_manager`` read our hyperparameters where it would look for a file that rl_zoo3 does not have."""
+    """Make ``rl_zoo3.exp_manager`` read our hyperparameters, because rl_zoo3 has no file for FlowRL."""
     manager: Any = module.ExperimentManager
     original = manager.__init__
     if getattr(original, "completed_by_sb3_flowrl", False):
@@ -51,7 +51,7 @@ def complete_exp_manager(module: ModuleType) -> None:
             return
         if not hasattr(self, "config"):
             _report_unregistered(module, "ExperimentManager has no attribute 'config'")
-        # a file that the user named stays, and is missed if it is missing
+        # a file that the user named stays, so that rl_zoo3 reports it if it is missing
         elif Path(self.config) == default and not default.exists():
             self.config = str(hyperparams_file())
 
@@ -60,7 +60,7 @@ def complete_exp_manager(module: ModuleType) -> None:
 
 
 def complete_push_to_hub(module: ModuleType) -> None:
-    """Give ``huggingface_sb3.push_to_hub`` the function that ``rl_zoo3.push_to_hub`` imports and its version 3.2 renamed."""
+    """Restore a function of ``huggingface_sb3.push_to_hub`` that rl_zoo3 imports and version 3.2 renamed."""
     if not hasattr(module, "generate_metadata"):
         generate = module._generate_metadata
         module.generate_metadata = lambda *args: generate(*args).to_dict()  # type: ignore[attr-defined]
@@ -76,10 +76,12 @@ _COMPLETIONS = {
 
 def complete(module: ModuleType, quiet: bool = False) -> None:
     """
-    Complete one of the modules that the start-up hook waits for. If that fails, the module works on without FlowRL.
+    Complete one of the modules that the start-up hook waits for.
+
+    If that fails, the module works without FlowRL.
 
     :param module: the module, fully loaded
-    :param quiet: whether to keep a failure to itself; otherwise one line on stderr names it
+    :param quiet: whether to hide a failure; otherwise one line on stderr reports it
     """
     try:
         _COMPLETIONS[module.__name__](module)
@@ -98,14 +100,16 @@ def _report_unregistered(module: ModuleType, reason: str) -> None:
 
 def register() -> None:
     """
-    Register FlowRL with rl_zoo3. Can be called any number of times, before or after rl_zoo3 is imported.
+    Register FlowRL with rl_zoo3.
+
+    This can be called any number of times, before or after rl_zoo3 is imported.
 
     :raises ImportError: if rl_zoo3 is not installed
     """
     try:
         importlib.import_module("rl_zoo3.exp_manager")
     except ModuleNotFoundError as error:
-        raise ImportError(f"rl_zoo3 can't be imported ({error}); install it with: pip install 'sb3-flowrl[zoo]'") from error
+        raise ImportError(f"rl_zoo3 can't be imported ({error}). Install it with: pip install 'sb3-flowrl[zoo]'") from error
     for name in _COMPLETIONS:
         if name in sys.modules:
             complete(sys.modules[name])
