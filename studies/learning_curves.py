@@ -35,6 +35,7 @@ from stable_baselines3.common.monitor import Monitor
 from torch import nn
 
 from sb3_flowrl import FlowRL
+from studies.records import without_folders
 
 #: Constants of the paper and its authors.
 OF_THE_PAPER: dict[str, Any] = dict(
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         env=args.env,
         seed=args.seed,
         steps=args.steps,
-        command=" ".join(["python -m studies.learning_curves", *sys.argv[1:]]),
+        command=" ".join(["python -m studies.learning_curves", *without_folders(sys.argv[1:])]),
         commit=commit,
         versions={package: version(package) for package in packages} | {"python": platform.python_version()},
         threads=th.get_num_threads(),

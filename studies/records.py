@@ -9,7 +9,7 @@ traceback of a failed one. Both are small and kept in git. Files that a run need
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -261,3 +261,21 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def without_folders(arguments: Sequence[str]) -> list[str]:
+    """
+    Leave out of a command what is true of one machine only: the folders of its files.
+
+    :param arguments: arguments of a command line
+    :return: the arguments without the options ``--work`` and ``--results``
+    """
+    kept = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name not in ("--work", "--results"):
+            kept.append(argument)
+        elif not value:
+            next(rest, None)  # the folder is an argument of its own
+    return kept

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from .arguments import resolve
 from .progress import Progress
-from .records import Folders, find_record, to_json, write_atomically
+from .records import Folders, find_record, to_json, without_folders, write_atomically
 from .run import PROGRESS, execute
 from .study import Run, Study, StudyError, load_study
 
@@ -160,7 +160,7 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
         num_gpus=resources.gpus_per_run,
     )(do_run)
     device = "cuda" if resources.gpus_per_run > 0 else "cpu"
-    command = " ".join(["python -m studies", *sys.argv[1:]])
+    command = " ".join(["python -m studies", *without_folders(sys.argv[1:])])
     pending = {task.remote(study.name, run, folders, device, command): run for run in missing}
     n_failed = n_elsewhere = 0
     with Progress(study.name, study.steps) as progress:

@@ -17,7 +17,7 @@ from rl_zoo3.utils import ALGOS as CLASSES
 from studies import run as run_module
 from studies import runner
 from studies.arguments import as_plain_data
-from studies.records import Folders, write_atomically
+from studies.records import Folders, without_folders, write_atomically
 from studies.run import execute
 from studies.runner import Resources, find_missing, run_study
 from studies.study import Run, Study, StudyError
@@ -58,6 +58,14 @@ def interrupt_at(step: int, monkeypatch) -> None:
     monkeypatch.setattr(run_module, "note_progress", note_progress)
 
 
+def interrupt(run, folder, monkeypatch) -> None:
+    """Execute a run until step 450, after the evaluation and the checkpoint of step 400."""
+    with monkeypatch.context() as patch:
+        interrupt_at(450, patch)
+        with pytest.raises(Interrupted):
+            execute(run, folder)
+
+
 def learned(record: dict) -> list:
     return [{key: value for key, value in point.items() if key != "seconds"} for point in record["evaluations"]]
 
@@ -66,10 +74,7 @@ def learned(record: dict) -> list:
 def test_interrupted_run_ends_as_if_it_had_not_been(algo, tmp_path, monkeypatch):
     run = make_run(tmp_path, algo)
     whole = execute(run, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt_at(450, patch)  # after the evaluation and the checkpoint of step 400
-        with pytest.raises(Interrupted):
-            execute(run, tmp_path / "interrupted")
+    interrupt(run, tmp_path / "interrupted", monkeypatch)
     resumed = execute(run, tmp_path / "interrupted")
     assert (whole["resumed_at"], resumed["resumed_at"]) == ([], [400])
     assert learned(resumed) == learned(whole) and resumed["random_returns"] == whole["random_returns"]
@@ -96,10 +101,7 @@ def test_instruments_measure_and_change_nothing(algo, tmp_path, monkeypatch):
     assert all(0 < point["action_spread"] < 1 for point in whole["diagnostics"])
     assert all(("gradient_cosine" in point) == (algo == "flowrl") for point in whole["diagnostics"])
 
-    with monkeypatch.context() as patch:
-        interrupt_at(450, patch)
-        with pytest.raises(Interrupted):
-            execute(run, tmp_path / "interrupted")
+    interrupt(run, tmp_path / "interrupted", monkeypatch)
     assert execute(run, tmp_path / "interrupted")["diagnostics"] == whole["diagnostics"]
 
 
@@ -124,10 +126,7 @@ def test_record_says_how_the_run_was_made(tmp_path):
 
 
 def test_checkpoints_of_other_hyperparameters_are_not_gone_on_from(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at(450, patch)
-        with pytest.raises(Interrupted):
-            execute(make_run(tmp_path, "td3"), tmp_path / "run")
+    interrupt(make_run(tmp_path, "td3"), tmp_path / "run", monkeypatch)
     changed = make_run(tmp_path, "td3", hyperparameters=dict(learning_starts=500))
     record = execute(changed, tmp_path / "run")
     assert record["resumed_at"] == [] and record["hyperparameters"]["learning_starts"] == 500
@@ -250,10 +249,7 @@ def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch)
 
 def test_checkpoints_of_other_defaults_are_not_gone_on_from(tmp_path, monkeypatch):
     run = make_run(tmp_path, "td3")
-    with monkeypatch.context() as patch:
-        interrupt_at(450, patch)
-        with pytest.raises(Interrupted):
-            execute(run, tmp_path / "run")
+    interrupt(run, tmp_path / "run", monkeypatch)
     monkeypatch.setattr(CLASSES["td3"].__init__, "__defaults__", changed_default(CLASSES["td3"], policy_delay=3))
     record = execute(run, tmp_path / "run")
     assert record["resumed_at"] == [] and record["defaults"]["policy_delay"] == 3
@@ -261,10 +257,7 @@ def test_checkpoints_of_other_defaults_are_not_gone_on_from(tmp_path, monkeypatc
 
 def test_checkpoints_of_before_an_argument_existed_are_gone_on_from(tmp_path, monkeypatch):
     run = make_run(tmp_path, "flowrl")
-    with monkeypatch.context() as patch:
-        interrupt_at(450, patch)
-        with pytest.raises(Interrupted):
-            execute(run, tmp_path / "run")
+    interrupt(run, tmp_path / "run", monkeypatch)
     note = tmp_path / "run" / run_module.SPECIFICATION
     before = json.loads(note.read_text())
     del before["defaults"]["target_spread"]
@@ -384,3 +377,8 @@ def test_run_whose_worker_always_dies_is_reported(tmp_path, folders):
         ended.set()
         killer.join()
     assert len(killed) == 2 and "WorkerCrashedError" in folders.failure(study.name, run).read_text()
+
+
+def test_commands_are_recorded_without_the_folders_of_a_machine():
+    typed = ["run", "any", "--work", "/somewhere", "--cpus", "1", "--results=/else/where", "--only", "sac"]
+    assert without_folders(typed) == ["run", "any", "--cpus", "1", "--only", "sac"]
