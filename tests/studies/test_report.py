@@ -381,13 +381,18 @@ def test_make_study_reports_on_runs_that_failed(tmp_path):
     assert made.stdout.split("\n")[:2] == ["run any", "report any"] and made.returncode != 0
 
 
+def change_default_tau(path: Path, tau: float) -> None:
+    record = json.loads(path.read_text())
+    record["defaults"]["tau"] = tau
+    write_atomically(path, json.dumps(record))
+
+
 def test_runs_that_were_not_made_alike_are_named(tmp_path, folders):
     study = make(tmp_path, folders)
     assert "not made alike" not in pages(study, folders)[0]
-    path = folders.record(study.name, next(run for run in study.runs() if run.name == "Pendulum-v1_flowrl_seed1"))
-    record = json.loads(path.read_text())
-    record["defaults"]["tau"] = 0.5
-    write_atomically(path, json.dumps(record))
+    change_default_tau(
+        folders.record(study.name, next(run for run in study.runs() if run.name == "Pendulum-v1_flowrl_seed1")), 0.5
+    )
     line = "- [Pendulum-v1_flowrl_seed1](runs/Pendulum-v1_flowrl_seed1.json), beside seed 0: tau was 0.95 and is 0.5"
     assert line in pages(study, folders)[0]
 
@@ -398,10 +403,7 @@ def test_variants_of_an_algorithm_with_other_defaults_are_named(tmp_path, folder
     for run in study.runs():
         finish(study, run, folders, 1.0)
     assert "not made alike" not in pages(study, folders)[0]
-    path = folders.record(study.name, next(run for run in study.runs() if run.label == "slow"))
-    record = json.loads(path.read_text())
-    record["defaults"]["tau"] = 0.005
-    write_atomically(path, json.dumps(record))
+    change_default_tau(folders.record(study.name, next(run for run in study.runs() if run.label == "slow")), 0.005)
     line = "Pendulum-v1_slow_seed0.json), beside Pendulum-v1_flowrl_seed0, unasked: tau was 0.95 and is 0.005"
     assert line in pages(study, folders)[0]
 
