@@ -1,6 +1,6 @@
 """
 Peak memory with a full replay buffer of a million transitions of HalfCheetah's sizes: FlowRL, which keeps observations in
-float32, FlowRL told to keep them as they come, in float64, and SB3's SAC, which does; then during updates, eager and compiled.
+float32, and SB3's SAC, which keeps them as they come, in float64; then during updates, eager and compiled.
 
     python benchmarks/bench_memory.py
 
@@ -31,7 +31,6 @@ from bench import (
 #: Names of the contenders: who it is, and with which further arguments.
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in SETTINGS},
-    "FlowRL float32, float64_observations=True": ("FlowRL float32", dict(float64_observations=True)),
     "SAC": ("SAC", {}),
 }
 

@@ -5,13 +5,17 @@ The batches of several updates come from one sample, which is checked on the CPU
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
@@ -34,6 +38,51 @@ def float32_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
         return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
     return space
+
+
+@contextmanager
+def float32_buffer(
+    model: OffPolicyAlgorithm, policy_space: spaces.Space[Any], policy_kwargs: Mapping[str, Any]
+) -> Iterator[None]:
+    """
+    Make SB3's ``_setup_model`` store float64 observations as float32.
+
+    SB3 passes one observation space to the replay buffer and to the policy. Inside the context they get one each.
+
+    :param model: the model to set up
+    :param policy_space: the observation space of the policy
+    :param policy_kwargs: arguments of the policy beside ``model.policy_kwargs``
+    """
+    space, policy_class = model.observation_space, model.policy_class
+
+    def make_policy(_: spaces.Space[Any], *args: Any, **kwargs: Any) -> BasePolicy:
+        return policy_class(policy_space, *args, **{**kwargs, **policy_kwargs})
+
+    model.observation_space, model.policy_class = float32_space(space), make_policy  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            if model.replay_buffer_kwargs.get("n_steps") == model.n_steps:
+                # A loaded model has the n-step buffer already, and SB3 would warn that it ignores n_steps
+                warnings.filterwarnings("ignore", message="`n_steps=")
+            yield
+    finally:
+        model.observation_space, model.policy_class = space, policy_class
+
+
+def check_n_steps(n_steps: int, buffer_class: type[ReplayBuffer] | None, gamma: float) -> None:
+    """
+    Check that a replay buffer with n-step returns is used where they are asked for.
+
+    :param n_steps: the argument of ``FlowRL``
+    :param buffer_class: class of the replay buffer
+    :param gamma: γ, for the message
+    :raises ValueError: for :class:`RecencyReplayBuffer` and more than one step
+    """
+    if n_steps > 1 and buffer_class is RecencyReplayBuffer:
+        raise ValueError(
+            f"n_steps={n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
+            f"replay_buffer_kwargs=dict(n_steps={n_steps}, gamma={gamma}) instead of n_steps."
+        )
 
 
 class RecencyReplayBuffer(ReplayBuffer):

@@ -178,7 +178,8 @@ def learning_rate_of(schedule: Callable[[float], Any], progress_remaining: float
     :raises ValueError: if the schedule does not return a finite number of at least 0
     """
     try:
-        returned = schedule(progress_remaining)
+        # The last rollout may go beyond the end, where a linear schedule would give a negative learning rate
+        returned = schedule(max(progress_remaining, 0.0))
     except TypeError as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # the error comes from inside the schedule
@@ -499,7 +500,6 @@ ALGORITHM_CHECKS: dict[str, Check] = {
         lambda value: isinstance(value, (bool, np.bool_)) or (isinstance(value, str) and value == "auto"),
         '"auto", True or False',
     ),
-    "float64_observations": _check_bool,
     "stats_window_size": _predicate_check(lambda value: _is_plain_int(value, 1), "an int of at least 1"),
     "policy_kwargs": _check_optional_dict,
     "seed": _predicate_check(

@@ -9,7 +9,7 @@ import random
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ import torch as th
 
 from sb3_flowrl.buffers import Batch, tensors_of, with_tensors
 
+#: With ``compile="auto"`` a CPU compiles from this update on: shorter runs end before compiling has paid for itself.
+AUTO_COMPILE_UPDATES = 10_000
 #: Otherwise all models in a process share one recompilation limit. Older releases of PyTorch can't separate them.
 _ISOLATION: dict[str, Any] = (
     dict(isolate_recompiles=True) if "isolate_recompiles" in inspect.signature(th.compile).parameters else {}
@@ -267,7 +269,12 @@ class CapturedStep:
         self.reset()
 
     def __call__(
-        self, batch: Batch, steps_actor: bool, diverged: th.Tensor, constants: Hashable = None
+        self,
+        batch: Batch,
+        steps_actor: bool,
+        diverged: th.Tensor,
+        optimizers: Sequence[th.optim.Optimizer] = (),
+        constants: Hashable = None,
     ) -> dict[str, th.Tensor]:
         """
         Perform the step.
@@ -275,12 +282,13 @@ class CapturedStep:
         :param batch: replay samples, on the device
         :param steps_actor: whether the actor steps
         :param diverged: the flag of divergence, set in place; the same tensor in each call
+        :param optimizers: the optimizers that take their steps
         :param constants: all other values that the step reads on the host
         :return: scalars to log, by name
         """
         if not self._can_be_captured:
             return self.step(batch, steps_actor, diverged)
-        key = (_shapes(batch), steps_actor, diverged.data_ptr(), constants)
+        key = (_shapes(batch), steps_actor, diverged.data_ptr(), _tensors_in_use(optimizers), constants)
         self._n_calls[key] += 1
         if self._n_calls[key] < WARM_UP:
             return self.step(batch, steps_actor, diverged)
@@ -370,6 +378,12 @@ def empty_like(batch: Batch) -> Batch:
     :return: a batch with uninitialized values
     """
     return with_tensors(batch, [th.empty_like(each, memory_format=th.contiguous_format) for each in tensors_of(batch)])
+
+
+def _tensors_in_use(optimizers: Iterable[th.optim.Optimizer]) -> tuple[int, ...]:
+    """Identify the tensors that a step changes: unfrozen parameters, and states, which loading replaces."""
+    parameters = [each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]]
+    return (*(id(each) for each in parameters if each.requires_grad), *(id(optimizer.state) for optimizer in optimizers))
 
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:

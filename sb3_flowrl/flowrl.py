@@ -3,7 +3,6 @@ FlowRL as a Stable-Baselines3 algorithm.
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -15,34 +14,21 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, get_parameters_by_name, polyak_update
-from stable_baselines3.common.vec_env import DummyVecEnv
-from torch import nn
+from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_flowrl import checks, losses, update
-from sb3_flowrl.buffers import Batch, RecencyReplayBuffer, float32_space, sample_batches
-from sb3_flowrl.checkpoint.run_state import generator_states
+from sb3_flowrl import checks, execution, losses, update
+from sb3_flowrl.buffers import Batch, check_n_steps, float32_buffer, sample_batches
 from sb3_flowrl.checkpoint.saving import SavableAlgorithm
 from sb3_flowrl.diagnostics.dry_run import try_out
 from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
-from sb3_flowrl.legacy import with_sorted_keys
+from sb3_flowrl.legacy import policy_space
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_flowrl.reward_scale import RewardScale, scale_of
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
-
-#: With ``compile="auto"`` a CPU compiles from this update on: shorter runs end before compiling has paid for itself.
-AUTO_COMPILE_UPDATES = 10_000
-
-
-def _make_policy(
-    policy_class: type[BasePolicy], observation_space: spaces.Space[Any], _: spaces.Space[Any], *args: Any, **kwargs: Any
-) -> BasePolicy:
-    """Make a policy with another observation space than the one that SB3 passes to it and to the replay buffer."""
-    return policy_class(observation_space, *args, **kwargs)
 
 
 class FlowRL(SavableAlgorithm):
@@ -62,9 +48,8 @@ class FlowRL(SavableAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: learning rate for adam optimizer,
-        the same learning rate will be used for all networks (Q-Values, Actor and Value function)
-        it can be a function of the current progress remaining (from 1 to 0)
+    :param learning_rate: learning rate of the optimizers of all networks; it can be a function of the current progress
+        remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
@@ -73,23 +58,19 @@ class FlowRL(SavableAlgorithm):
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
-    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
-        Set to ``-1`` means to do as many gradient steps as steps done in the environment
-        during the rollout.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``). ``-1`` means as many as steps
+        done in the environment during the rollout
     :param action_noise: the action noise type (None by default), this can help
         for hard exploration problem. Cf common.noise for the different action noise type.
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
-        If ``None``, it will be automatically selected. Buffers of SB3 and of this package sample the batches of all
-        ``gradient_steps`` at once. Any other class samples one batch at a time, which may be larger or smaller than
-        ``batch_size``
+        If ``None``, it will be automatically selected. A class of your own samples one batch at a time, which may be larger
+        or smaller than ``batch_size``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
-    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
-        at a cost of more complexity.
-        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
-    :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value networks.
-        Note: it is only used when ``replay_buffer_class`` is ``None``, and is not supported for Dict
-        observation spaces yet. When passing a custom ``replay_buffer_class``, configure it directly
-        with ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead.
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer at a cost of more complexity, see
+        https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param n_steps: n of the n-step returns in the targets of Q_π and Q_β*. For more than one step, SB3's NStepReplayBuffer is
+        used, which does not support Dict observations. A ``replay_buffer_class`` that you pass gets
+        ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
     :param scale_rewards: whether to divide sampled rewards by a running scale of the discounted return, see
@@ -127,17 +108,12 @@ class FlowRL(SavableAlgorithm):
         stay in float32
     :param compile: whether updates run through ``torch.compile`` (on CUDA as one CUDA graph each); the first one then takes up
         to a minute. "auto" compiles at once on CUDA, and from update 10 000 on a CPU
-    :param float64_observations: whether the replay buffer keeps float64 observations in float64, as SB3 does, at twice the
-        memory. The networks get float32 in any case
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
+    :param stats_window_size: number of episodes over which the logged success rate, episode length and reward are averaged
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``FlowActorCriticPolicy``
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
-        debug messages
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
+    :param device: Device (cpu, cuda, ...) on which the code should be run. "auto" takes the GPU if possible
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: before any work, if an argument or the action space is not supported
     """
@@ -189,7 +165,6 @@ class FlowRL(SavableAlgorithm):
         target_spread: float = 0.16,
         precision: str = "auto",
         compile: bool | str = "auto",
-        float64_observations: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -215,7 +190,6 @@ class FlowRL(SavableAlgorithm):
         self.target_spread = target_spread
         self.precision = precision
         self.compile = compile
-        self.float64_observations = float64_observations
         self.trained_on_normalized_obs = False
         # Files without these attributes are old, see `legacy`
         self.stores_defaults, self.has_sorted_keys = True, False
@@ -260,30 +234,14 @@ class FlowRL(SavableAlgorithm):
 
     def _setup_model(self) -> None:
         checks.check_model(self)
-        if self.n_steps > 1 and self.replay_buffer_class is RecencyReplayBuffer:
-            raise ValueError(
-                f"n_steps={self.n_steps} has no effect with RecencyReplayBuffer. Use NStepRecencyReplayBuffer, and "
-                f"replay_buffer_kwargs=dict(n_steps={self.n_steps}, gamma={self.gamma}) instead of n_steps."
-            )
-        user_policy_kwargs, flow_kwargs = self.policy_kwargs, self._flow_kwargs()
-        checks.check_policy_kwargs(self.policy_class, user_policy_kwargs, of_algorithm=flow_kwargs)
-        # The policy needs these to predict on its own. `policy_kwargs` as saved stays what the user passed
-        self.policy_kwargs = {**user_policy_kwargs, **flow_kwargs}
-        observation_space, policy_class = self.observation_space, self.policy_class
-        if not self.float64_observations:
-            # SB3 passes one space to both. The replay buffer gets this one, the policy the environment's own
-            self.observation_space = float32_space(observation_space)
-            self.policy_class = partial(  # type: ignore[assignment]
-                _make_policy, policy_class, self._policy_space(observation_space)
-            )
-        with warnings.catch_warnings():
-            if self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
-                # A loaded model has the n-step buffer already, and SB3 would warn that it ignores n_steps
-                warnings.filterwarnings("ignore", message="`n_steps=")
+        check_n_steps(self.n_steps, self.replay_buffer_class, self.gamma)
+        # The policy needs these to predict on its own
+        flow_kwargs = dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
+        flow_kwargs["average_actor"] = self.actor_tau is not None
+        checks.check_policy_kwargs(self.policy_class, self.policy_kwargs, of_algorithm=flow_kwargs)
+        with float32_buffer(self, policy_space(self.observation_space, self.has_sorted_keys), flow_kwargs):
             super()._setup_model()
         checks.check_discount(self.gamma, self.replay_buffer)
-        self.policy_kwargs, self.observation_space = user_policy_kwargs, observation_space
-        self.policy_class = policy_class
         self._create_aliases()
         self._setup_spread_coef()
         # A loaded model has one already
@@ -298,11 +256,6 @@ class FlowRL(SavableAlgorithm):
         self._diverged = th.zeros((), device=self.device, dtype=th.float32)
         if self.env is not None:  # without one the model can only predict
             try_out(self)
-
-    def _policy_space(self, observation_space: spaces.Space[Any]) -> spaces.Space[Any]:
-        if self.has_sorted_keys and isinstance(observation_space, spaces.Dict):
-            return with_sorted_keys(observation_space)
-        return observation_space
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = partial(checks.learning_rate_of, FloatSchedule(self.learning_rate).value_schedule)
@@ -324,14 +277,6 @@ class FlowRL(SavableAlgorithm):
             return None
         return th.full((), float(self.spread_coef), device=self.device, dtype=th.float32)
 
-    def _flow_kwargs(self) -> dict[str, Any]:
-        return dict(
-            flow_steps=self.flow_steps,
-            ode_solver=self.ode_solver,
-            noise_clip=self.noise_clip,
-            average_actor=self.actor_tau is not None,
-        )
-
     def _create_aliases(self) -> None:
         self.actor = self.policy.actor
         self.critic = self.policy.critic
@@ -340,21 +285,6 @@ class FlowRL(SavableAlgorithm):
         self.behavior_critic_target = self.policy.behavior_critic_target
         self.behavior_value = self.policy.behavior_value
         self.averaged_actor = self.policy.averaged_actor
-        # Running mean and running var
-        self._batch_norm_stats = [
-            (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
-            for online, target, _ in self._averages()
-        ]
-
-    def _averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
-        """List each network that has a moving average, the average, and the network's weight in it."""
-        averages: list[tuple[nn.Module, nn.Module, float]] = []
-        if self.critic_target is not None:
-            averages.append((self.critic, self.critic_target, self.tau))
-        averages.append((self.behavior_critic, self.behavior_critic_target, self.tau))
-        if self.averaged_actor is not None and self.actor_tau is not None:
-            averages.append((self.actor, self.averaged_actor, self.actor_tau))
-        return averages
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """
@@ -395,7 +325,7 @@ class FlowRL(SavableAlgorithm):
 
         # Lines 7 and 8: Q_π, Q_β* and V_β*. They read only values from before this step: one backward pass serves them all
         learns_behavior = steps_actor or not self.delay_behavior
-        optimizers = self._value_optimizers() if learns_behavior else [self.critic.optimizer]
+        optimizers = self.policy.value_optimizers if learns_behavior else [self.critic.optimizer]
         parameters = update.trainable_parameters(optimizers)
         found, q_behavior = self._differentiate_values(
             self.policy, settings, batch, noise, learns_behavior, parameters, compiled=compiled
@@ -415,47 +345,31 @@ class FlowRL(SavableAlgorithm):
             update.descend([self.spread_coef_optimizer], found._replace(gradients=[gradient.reshape(1)]), diverged)
 
         # Line 10: the targets, and the actor that is played
-        self._update_averages(1.0 - diverged)
+        for online, average, tau in self.policy.averages(self.tau, self.actor_tau):
+            update.polyak_average(online, average, tau * (1.0 - diverged))
         return terms | found.terms
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
         """Take :meth:`_gradient_step` as one CUDA graph. The constants that the step reads on the host select the graph."""
-        optimizers = self._optimizers()
         settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
-        constants = (
-            *(settings, self.tau, self.actor_tau, self.delay_behavior, self.target_spread, self.spread_coef),
-            *map(id, update.trainable_parameters(optimizers)),
-            # Loading an optimizer's state replaces its tensors
-            *(id(optimizer.state) for optimizer in optimizers),
-        )
-        return self._captured_step(batch, steps_actor, diverged, constants)
+        constants = (settings, self.tau, self.actor_tau, self.delay_behavior, self.target_spread, self.spread_coef)
+        return self._captured_step(batch, steps_actor, diverged, self._optimizers(), constants)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        if not self._cuda_graphs:
-            super()._update_learning_rate(optimizers)
-            return
-        learning_rate = self.lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/learning_rate", learning_rate)
-        set_learning_rate(optimizers if isinstance(optimizers, list) else [optimizers], learning_rate, self.device)
-
-    def _value_optimizers(self) -> list[th.optim.Optimizer]:
-        return [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
+        super()._update_learning_rate([] if self._cuda_graphs else optimizers)
+        if self._cuda_graphs:
+            set_learning_rate(self._optimizers(), self.lr_schedule(self._current_progress_remaining), self.device)
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        networks = [self.actor.optimizer, *self._value_optimizers()]
+        networks = [self.actor.optimizer, *self.policy.value_optimizers]
         return networks if self.spread_coef_optimizer is None else [*networks, self.spread_coef_optimizer]
 
     def _sample_batches(self, gradient_steps: int, batch_size: int) -> Iterator[Batch]:
-        assert self.replay_buffer is not None  # for mypy
+        buffer, normalize = self.replay_buffer, self._vec_normalize_env
+        assert buffer is not None  # for mypy
         return sample_batches(
-            self.replay_buffer,
-            gradient_steps,
-            batch_size,
-            self.gamma,
-            self._vec_normalize_env,
-            self.device,
-            scale_of(self),
-            lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
+            *(buffer, gradient_steps, batch_size, self.gamma, normalize, self.device, scale_of(self)),
+            check=lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
         )
 
     @property
@@ -467,46 +381,22 @@ class FlowRL(SavableAlgorithm):
 
     def _compiles_now(self) -> bool:
         if self.compile == "auto":
-            return self._cuda_graphs or self._n_updates >= AUTO_COMPILE_UPDATES
+            return self._cuda_graphs or self._n_updates >= execution.AUTO_COMPILE_UPDATES
         return bool(self.compile)
 
-    def _update_averages(self, advance: th.Tensor) -> None:
-        for online, average, tau in self._averages():
-            update.polyak_average(online, average, tau * advance)
-        for online_stats, target_stats in self._batch_norm_stats:
-            # Copy running stats, see SB3's GH issue #996
-            polyak_update(online_stats, target_stats, 1.0)
-
     def _record(self, logs: list[update.Terms], diverged: th.Tensor) -> None:
-        """
-        Log the means of the terms that the updates of one ``train()`` call return.
-
-        :param logs: by update
-        :param diverged: 1 if a loss or a gradient was not finite, else 0, a scalar
-        :raises ValueError: if one was not
-        """
+        """Log the means of the terms of the last updates, and raise ValueError if a loss or a gradient was not finite."""
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.reward_scale is not None:
             self.logger.record("train/reward_scale", scale_of(self))
         if not logs:
             return
-        spread_coef = self._current_spread_coef()
-        named = [(name, term) for terms in logs for name, term in terms.items()]
-        named += [] if spread_coef is None else [("spread_coef", spread_coef)]
-        # One transfer from the device for all of them
-        has_diverged, *values = th.stack([diverged, *(term for _, term in named)]).tolist()
-        columns: dict[str, list[float]] = {}
-        for (name, _), value in zip(named, values, strict=True):
-            columns.setdefault(name, []).append(value)
+        coef = self._current_spread_coef()
+        columns = update.read_terms([*logs, {} if coef is None else {"spread_coef": coef}, {"diverged": diverged}])
         updates = range(self._n_updates - len(logs), self._n_updates)
-        checks.check_not_diverged(columns, has_diverged > 0, updates, self.num_timesteps)
+        checks.check_not_diverged(columns, columns.pop("diverged")[0] > 0, updates, self.num_timesteps)
         for name, column in columns.items():
             self.logger.record(f"train/{name}", sum(column) / len(column))
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # The last rollout may go beyond the end, where a linear schedule would give a negative learning rate
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def learn(
         self: SelfFlowRL,
@@ -543,14 +433,6 @@ class FlowRL(SavableAlgorithm):
         if self._num_timesteps_at_start < self.num_timesteps and self._n_updates == n_updates_before:
             checks.warn_of_no_update(self)
         return self
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        assert self.env is not None  # for mypy
-        if isinstance(self.env.unwrapped, DummyVecEnv):  # asking other processes at each step would be slow
-            self._generators_before_step = generator_states(self.env)
-        return super()._sample_action(learning_starts, action_noise, n_envs)
 
     def _store_transition(
         self,

@@ -51,7 +51,8 @@ def missing_attributes(saved: dict[str, Any]) -> dict[str, Any]:
     :param saved: the file's attributes, see :func:`read_attributes`
     :return: their values by name, for the keyword arguments of SB3's ``load``
     """
-    return {name: value for name, value in MISSING_ATTRIBUTES.items() if name not in saved}
+    missing = {name: value for name, value in MISSING_ATTRIBUTES.items() if name not in saved}
+    return {**missing, "has_sorted_keys": _has_sorted_keys(saved)}
 
 
 def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +133,17 @@ def has_unsorted_keys(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Dict) and list(space.spaces) != list(with_sorted_keys(space).spaces)
 
 
+def policy_space(space: spaces.Space[Any], has_sorted_keys: bool) -> spaces.Space[Any]:
+    """
+    Return the observation space of a model's policy.
+
+    :param space: the environment's observation space
+    :param has_sorted_keys: whether the networks take the keys of Dict observations in sorted order
+    :return: the space
+    """
+    return with_sorted_keys(space) if has_sorted_keys and isinstance(space, spaces.Dict) else space
+
+
 def with_sorted_keys(space: spaces.Dict) -> spaces.Dict:
     """
     Sort the keys of an observation space.
@@ -154,7 +166,12 @@ def was_made_with_sorted_keys(path: str | Path | io.BufferedIOBase) -> bool:
     :param path: a file that ``FlowRL.save`` wrote
     :return: whether they were
     """
-    return bool(read_attributes(path).get("has_sorted_keys", True))
+    return _has_sorted_keys(read_attributes(path))
+
+
+def _has_sorted_keys(saved: dict[str, Any]) -> bool:
+    # Version 0.1 had an argument `float64_observations`, and sorted keys only where it was False
+    return bool(saved.get("has_sorted_keys", True)) and not saved.get("float64_observations", False)
 
 
 def read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:

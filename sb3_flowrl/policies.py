@@ -313,6 +313,27 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         value_kwargs = self._update_features_extractor(self.value_kwargs, features_extractor)
         return FlowValue(share_features_extractor=features_extractor is not None, **value_kwargs).to(self.device)
 
+    @property
+    def value_optimizers(self) -> list[th.optim.Optimizer]:
+        """Return the optimizers of Q_π, Q_β* and V_β*."""
+        return [self.critic.optimizer, self.behavior_critic.optimizer, self.behavior_value.optimizer]
+
+    def averages(self, tau: float, actor_tau: float | None) -> list[tuple[nn.Module, nn.Module, float]]:
+        """
+        List the networks that have a moving average.
+
+        :param tau: weight of a critic in its target
+        :param actor_tau: weight of the actor in its average
+        :return: each network, its average, and its weight in it
+        """
+        averages: list[tuple[nn.Module, nn.Module, float]] = []
+        if self.critic_target is not None:
+            averages.append((self.critic, self.critic_target, tau))
+        averages.append((self.behavior_critic, self.behavior_critic_target, tau))
+        if self.averaged_actor is not None and actor_tau is not None:
+            averages.append((self.actor, self.averaged_actor, actor_tau))
+        return averages
+
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
         Compute an action for each observation.

@@ -274,11 +274,30 @@ def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None
     """
     Update a moving average of parameters in place: θ̄ ← τ θ + (1 - τ) θ̄ (paper, Algorithm 1, line 10).
 
+    The running moments of batch normalization are copied, see SB3's GH issue #996.
+
     :param online: the network; parameters that the average lacks, such as those of an auxiliary head, are ignored
     :param target: its moving average, such as a target network
     :param tau: weight of the online network, a scalar
     """
-    sources = dict(online.named_parameters())
+    sources = {**dict(online.named_parameters()), **dict(online.named_buffers())}
     with th.no_grad():
         for name, average in target.named_parameters():
             average.lerp_(sources[name], tau)
+        for name, moment in target.named_buffers():
+            if "running_" in name:
+                moment.copy_(sources[name])
+
+
+def read_terms(logs: Iterable[Terms]) -> dict[str, list[float]]:
+    """
+    Read logged scalars on the host, in one transfer from the device.
+
+    :param logs: scalars by name, for instance of several updates
+    :return: the values of each name, in their order
+    """
+    named = [each for terms in logs for each in terms.items()]
+    columns: dict[str, list[float]] = {}
+    for (name, _), value in zip(named, th.stack([term for _, term in named]).tolist(), strict=True):
+        columns.setdefault(name, []).append(value)
+    return columns

@@ -38,6 +38,8 @@ ADDED_SINCE: dict[str, Any] = {
     "delay_behavior": False,
     "scale_rewards": False,
 }
+#: FlowRL's arguments that were removed since the first study, and the values that meant what FlowRL does now.
+REMOVED_SINCE: dict[str, Any] = {"float64_observations": False}
 
 #: What is known about a finished run, see ``run.py``.
 Record = dict[str, Any]
@@ -148,6 +150,7 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
         )
     defaults.pop("policy_kwargs", None)
     effective = defaults | name_policy_arguments(hyperparameters)
+    effective = {name: value for name, value in effective.items() if (name, value) not in REMOVED_SINCE.items()}
     if effective.get("precision") == "auto":  # float32 on every machine, computed by the library that is faster there
         effective["precision"] = "float32"
     return effective

@@ -82,7 +82,7 @@ CONFIGURATIONS: dict[str, tuple[str, spaces.Space, dict[str, Any], dict[str, Any
     "shared Dict": ("MultiInputPolicy", SEVERAL, {}, SHARED),
     "shared": ("MlpPolicy", VECTOR, {}, SHARED),
     "PReLU": ("MlpPolicy", VECTOR, {}, dict(activation_fn=nn.PReLU)),
-    "float64 observations": ("MlpPolicy", DOUBLE, dict(float64_observations=True), {}),
+    "float64 observations": ("MlpPolicy", DOUBLE, {}, {}),
     "SGD": ("MlpPolicy", VECTOR, dict(learning_rate=1e-2), dict(optimizer_class=th.optim.SGD)),
 }
 

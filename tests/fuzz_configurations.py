@@ -308,7 +308,6 @@ def draw_valid(seed: int, rng: random.Random) -> Configuration:
         noise_clip=rng.choice([1.0, 1.0, None, 0.5, 3]),
         spread_coef=rng.choice(["auto", "auto", 0, 0.1, "auto_0.1"]),
         target_spread=rng.choice([0.16, 0.05, 0.5]),
-        float64_observations=rng.random() < 0.2,
         stats_window_size=rng.choice([100, 1]),
         verbose=0,
         seed=rng.choice([None, 0, rng.randrange(2**32)]),
@@ -487,7 +486,6 @@ SPECIAL: dict[str, list[Any]] = dict(
     target_spread=[0.03, 0.6, 1, 0],
     precision=["float16", th.bfloat16, "bf16", "float64"],
     compile=["True", 1, "never"],
-    float64_observations=["no", True],
     stats_window_size=[10**30, 1.0],
     tensorboard_log=["", 3, ["log"]],
     policy_kwargs=[

@@ -7,13 +7,16 @@ import io
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import legacy
-from sb3_flowrl.checkpoint.run_state import GeneratorStates, load_newest_run, save_run
+from sb3_flowrl.checkpoint.run_state import GeneratorStates, generator_states, load_newest_run, save_run
 from sb3_flowrl.checks import check_keywords
 from sb3_flowrl.execution import CapturedStep, as_saved
 from sb3_flowrl.export.safe_policy import load_policy_safe, save_policy_safe
@@ -131,6 +134,14 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """
         return load_newest_run(cls, folder, env, device, custom_objects, kwargs)
 
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert self.env is not None  # for mypy
+        if isinstance(self.env.unwrapped, DummyVecEnv):  # asking other processes at each step would be slow
+            self._generators_before_step = generator_states(self.env)
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
     def save_policy_safe(self, path: str | Path) -> None:
         """
         Save what inference needs to a file without pickles, see ``sb3_flowrl.export.save_policy_safe``.
@@ -208,7 +219,6 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         aliases = ["actor", "averaged_actor", "critic", "critic_target"]
         aliases += ["behavior_critic", "behavior_critic_target", "behavior_value"]
         own = [
-            "_batch_norm_stats",
             "_generators_before_step",
             "_differentiate_values",
             "_differentiate_actor",

@@ -294,7 +294,7 @@ class Looks(TorchDispatchMode):
 def test_train_looks_at_no_value_before_its_end(options, monkeypatch):
     model = trained_model(**options)
     batches = batches_of(model, 4, 16)
-    monkeypatch.setattr(flowrl, "sample_batches", lambda *args: batches)
+    monkeypatch.setattr(flowrl, "sample_batches", lambda *args, **kwargs: batches)
     with Looks() as mode:
         model.train(4, 16)
         assert mode.looks == []
@@ -328,7 +328,7 @@ def test_many_models_in_one_process_do_not_use_up_a_common_limit(traced):
 
 @pytest.mark.parametrize("compiles", ["auto", True, False])
 def test_auto_compiles_when_a_run_is_long_enough(compiles, traced, monkeypatch):
-    monkeypatch.setattr(flowrl, "AUTO_COMPILE_UPDATES", 4)
+    monkeypatch.setattr(execution, "AUTO_COMPILE_UPDATES", 4)
     model = make_model(compile=compiles).learn(54)
     began = {}
     for name in ("values", "actor"):

@@ -348,7 +348,7 @@ class BatchNormExtractor(ScaleExtractor):
 def test_batch_norm_statistics_reach_the_targets():
     policy_kwargs = dict(net_arch=[16], features_extractor_class=BatchNormExtractor)
     model = make_model(policy_kwargs=policy_kwargs, tau=0.0, policy_delay=1).learn(60)
-    for online, target, _ in model._averages():
+    for online, target, _ in model.policy.averages(model.tau, model.actor_tau):
         statistics = online.features_extractor.norm.running_mean
         assert statistics.abs().max() > 0.01
         assert th.equal(target.features_extractor.norm.running_mean, statistics)

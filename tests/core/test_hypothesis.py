@@ -200,7 +200,6 @@ def configurations(draw, observations: str, replay: str) -> tuple[spaces.Space, 
         spread_coef=draw(st.sampled_from([0, 0.1, 2, "auto", "auto_0.1"])),
         target_spread=draw(st.floats(0.03, 0.6)),
         precision=draw(st.sampled_from(["auto", "float32", "float32_fast", "bfloat16"])),
-        float64_observations=draw(st.booleans()),
         **draw(policies(observation_space)),
         **draw(REPLAYS[replay]),
     )
@@ -389,7 +388,6 @@ INVALID: dict[str, st.SearchStrategy[Any]] = dict(
     target_spread=st.one_of(OUTSIDE_0_TO_1, st.sampled_from([0, 1]), st.floats(0.61, 1), st.floats(0, 0.029)),
     precision=no_choice_of("auto", "float32", "float32_fast", "bfloat16"),
     compile=no_choice_of("auto").filter(lambda value: not isinstance(value, (bool, np.bool_))),
-    float64_observations=NO_BOOL,
     stats_window_size=st.one_of(BELOW_1, st.just(np.int64(3))),
     policy_kwargs=NO_DICT,
     seed=st.one_of(

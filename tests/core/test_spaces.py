@@ -93,11 +93,6 @@ def test_a_goal_buffer_keeps_the_order_of_keys():
     assert model.replay_buffer.observations["desired_goal"].dtype == np.float32
 
 
-def test_float32_and_float64_observations_train_the_same_whatever_the_order_of_keys():
-    models = [model_of(unsorted_space(), InOrderExtractor, float64_observations=as_is).learn(20) for as_is in (False, True)]
-    assert_same(*map(parameters, models))
-
-
 def test_a_model_with_unsorted_keys_plays_the_same_once_saved_and_loaded(tmp_path):
     model = model_of(unsorted_space()).learn(20)
     model.save(tmp_path / "model")

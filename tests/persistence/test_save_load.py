@@ -96,7 +96,7 @@ def test_networks_are_saved_once(tmp_path):
     model = trained_model()
     model.save(tmp_path / "model")
     excluded = set(model._excluded_save_params())
-    assert {*NETWORKS, "policy", "replay_buffer", "_batch_norm_stats"} <= excluded
+    assert {*NETWORKS, "policy", "replay_buffer"} <= excluded
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         assert len(archive.read("data")) < 100_000
 
