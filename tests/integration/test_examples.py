@@ -1,8 +1,10 @@
 """The examples run, and show what they say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch as th
@@ -50,3 +52,24 @@ def test_train_mujoco(tmp_path):
     # a video where something can render it, and else the reason why not
     video = tmp_path / "video" / "flowrl-episode-0.mp4"
     assert ("Video: " in output and video.exists()) or "No video, because nothing could" in output
+
+
+def code_of(notebook: Path) -> list[str]:
+    """The code of a notebook's cells, without IPython's own commands."""
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    return ["".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    for package in ("matplotlib", "moviepy", "pygame", "safetensors", "tensorboard", "tqdm", "rich"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Video=lambda path, embed: Path(path)))
+    names: dict = {}
+    for code in code_of(EXAMPLES / "first_hour.ipynb"):
+        exec(code, names)
+    assert names["model"].num_timesteps == 5_000 and "Loaded at step 4000" in capsys.readouterr().out
+    assert names["mean"] > -500  # random actions get about -1200
+    assert Path("runs/notebook/video/flowrl-episode-0.mp4").stat().st_size > 10_000
