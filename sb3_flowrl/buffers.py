@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_flowrl.checks import check_number, check_positive_int
+from sb3_flowrl.execution import tensors_of, with_tensors
 
 
 def float32_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
@@ -266,30 +267,6 @@ def move(sample: Batch, device: th.device) -> Batch:
         packed, places = pack(tensors, pinned=device.type == "cuda")
         moved = unpack(packed.to(device, non_blocking=True), places, tensors)
     return with_tensors(sample, moved)
-
-
-def tensors_of(batch: Batch) -> list[th.Tensor]:
-    """
-    List the tensors of a batch or a sample.
-
-    :param batch: the batch, with its ``discounts``
-    :return: its tensors; Dict observations contribute one for each key
-    """
-    fields: Sequence[Any] = batch
-    return [tensor for field in fields for tensor in (field.values() if isinstance(field, dict) else [field])]
-
-
-def with_tensors(batch: Batch, tensors: Sequence[th.Tensor]) -> Batch:
-    """
-    Replace the tensors of a batch.
-
-    :param batch: the batch
-    :param tensors: the new tensors, in the order of :func:`tensors_of`
-    :return: a batch of the same form
-    """
-    left, fields = iter(tensors), cast(Sequence[Any], batch)
-    others: list[Any] = [{key: next(left) for key in field} if isinstance(field, dict) else next(left) for field in fields]
-    return type(batch)(*others)
 
 
 def pack(tensors: Sequence[th.Tensor], pinned: bool) -> tuple[th.Tensor, list[int]]:

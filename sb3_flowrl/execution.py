@@ -1,5 +1,5 @@
 """
-Execution of the updates: precision, ``torch.compile`` and CUDA graphs.
+Execution of functions of tensors: precision, ``torch.compile`` and CUDA graphs.
 """
 
 import functools
@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-
-from sb3_flowrl.buffers import Batch, tensors_of, with_tensors
 
 #: With ``compile="auto"`` a CPU compiles from this update on: shorter runs end before compiling has paid for itself.
 AUTO_COMPILE_UPDATES = 10_000
@@ -179,13 +177,46 @@ def _first_lines(error: Exception, n_lines: int = 3) -> str:
     return f"{type(error).__name__}: {' '.join(lines[:n_lines])}"
 
 
-#: Number of steps before the first captured one. The first of them compiles and creates the optimizers' moments.
+#: Number of calls before the captured one. The first of them compiles and creates the optimizers' moments.
 WARM_UP = 3
 #: Largest number of graphs to keep; each holds memory on the device.
 MAX_GRAPHS = 16
+#: The kind of device that has graphs.
+GRAPH_DEVICE = "cuda"
 
+#: A tensor, a dict of tensors, or a named tuple of these such as a batch.
+Tensors = Any
 #: A gradient step. Takes a batch, whether the actor steps, and the flag of divergence; returns scalars to log, by name.
-Step = Callable[[Batch, bool, th.Tensor], dict[str, th.Tensor]]
+Step = Callable[[Tensors, bool, th.Tensor], dict[str, th.Tensor]]
+
+
+def tensors_of(nested: Tensors) -> list[th.Tensor]:
+    """
+    List the tensors of a batch or an observation.
+
+    :param nested: the tensors
+    :return: the same as a list; Dict observations contribute one for each key
+    """
+    if isinstance(nested, th.Tensor):
+        return [nested]
+    parts = nested.values() if isinstance(nested, dict) else nested
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def with_tensors(nested: Tensors, tensors: Iterable[th.Tensor]) -> Tensors:
+    """
+    Replace the tensors of a batch or an observation.
+
+    :param nested: the old tensors
+    :param tensors: the new ones, in the order of :func:`tensors_of`
+    :return: the new tensors in the form of the old ones
+    """
+    left = iter(tensors)
+    if isinstance(nested, th.Tensor):
+        return next(left)
+    if isinstance(nested, dict):
+        return {key: with_tensors(part, left) for key, part in nested.items()}
+    return type(nested)(*(with_tensors(part, left) for part in nested))
 
 
 def capture(function: Callable[[], th.Tensor]) -> Callable[[], th.Tensor]:
@@ -229,30 +260,29 @@ def watch_host() -> Iterator[list[str]]:
 
 
 class _Graph(NamedTuple):
-    inputs: Batch
-    names: list[str]
+    inputs: Tensors
     replay: Callable[[], th.Tensor]
 
 
-class CapturedStep:
+class CapturedCalls:
     """
-    A gradient step that runs as one CUDA graph for each shape of batch, with and without the actor's step.
+    Calls that run as CUDA graphs, one for each key and shape of the inputs.
 
-    A step in which the host waits for the device can't be captured. It then runs without a graph, and one warning says where
-    the host waits. Copies and pickles do not include the graphs.
+    A function in which the host waits for the device can't be captured. It then runs without a graph, and one warning says
+    where the host waits. Copies and pickles do not include the graphs.
 
-    :param step: the step
+    :param what: what is called, for the warning
     :param capture: a function like :func:`capture`
     :param watch: a function like :func:`watch_host`
     """
 
     def __init__(
         self,
-        step: Step,
+        what: str,
         capture: Callable[[Callable[[], th.Tensor]], Callable[[], th.Tensor]] = capture,
         watch: Callable[[], Any] = watch_host,
     ):
-        self.step, self.capture, self.watch = step, capture, watch
+        self.what, self.capture, self.watch = what, capture, watch
         self.reset()
 
     def reset(self) -> None:
@@ -262,15 +292,78 @@ class CapturedStep:
         self._can_be_captured = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(step=self.step, capture=self.capture, watch=self.watch)
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.reset()
 
+    def call(self, function: Callable[[Tensors], th.Tensor], inputs: Tensors, key: Hashable) -> th.Tensor:
+        """
+        Call a function.
+
+        :param function: the function; it returns one tensor
+        :param inputs: its argument, on the device
+        :param key: all other values that it reads on the host
+        :return: its result
+        """
+        if not self._can_be_captured:
+            return function(inputs)
+        key = (tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(inputs)), key)
+        self._n_calls[key] += 1
+        if self._n_calls[key] < WARM_UP:
+            return function(inputs)
+        if self._n_calls[key] == WARM_UP:
+            with self.watch() as waits:
+                result = function(inputs)
+            if waits:
+                self._give_up(f"the host waits for the device at {', '.join(dict.fromkeys(waits))}")
+            return result
+        if key not in self._graphs:
+            if len(self._graphs) == MAX_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            buffers = empty_like(inputs)
+            try:
+                self._graphs[key] = _Graph(buffers, self.capture(lambda: function(buffers)))
+            except RuntimeError as error:
+                self._give_up(f"{type(error).__name__}: {error}")
+                return function(inputs)
+        graph = self._graphs[key]
+        for graph_input, tensor in zip(tensors_of(graph.inputs), tensors_of(inputs), strict=True):
+            graph_input.copy_(tensor)
+        return graph.replay().clone()  # the next replay overwrites the original
+
+    def _give_up(self, reason: str) -> None:
+        self._can_be_captured = False
+        self._graphs.clear()
+        warnings.warn(
+            f"{self.what} can't be captured in a CUDA graph. It runs kernel by kernel: the results are the same, but "
+            f"it is slower. The reason: {reason}. Usual causes are optimizers that are not fused "
+            "(optimizer_kwargs=dict(fused=True) makes them so), and a features extractor or guidance that reads values of "
+            "tensors."
+        )
+
+
+class CapturedStep(CapturedCalls):
+    """
+    A gradient step that runs as one CUDA graph for each shape of batch, with and without the actor's step.
+
+    :param step: the step
+    :param kwargs: arguments of :class:`CapturedCalls`
+    """
+
+    def __init__(self, step: Step, **kwargs: Any):
+        super().__init__("The gradient step", **kwargs)
+        self.step = step
+
+    def reset(self) -> None:
+        """Forget all graphs."""
+        super().reset()
+        self._names: dict[Hashable, list[str]] = {}
+
     def __call__(
         self,
-        batch: Batch,
+        batch: Tensors,
         steps_actor: bool,
         diverged: th.Tensor,
         optimizers: Sequence[th.optim.Optimizer] = (),
@@ -286,52 +379,15 @@ class CapturedStep:
         :param constants: all other values that the step reads on the host
         :return: scalars to log, by name
         """
-        if not self._can_be_captured:
-            return self.step(batch, steps_actor, diverged)
-        key = (_shapes(batch), steps_actor, diverged.data_ptr(), _tensors_in_use(optimizers), constants)
-        self._n_calls[key] += 1
-        if self._n_calls[key] < WARM_UP:
-            return self.step(batch, steps_actor, diverged)
-        if self._n_calls[key] == WARM_UP:
-            with self.watch() as waits:
-                terms = self.step(batch, steps_actor, diverged)
-            if waits:
-                self._give_up(f"during the step the host waits for the device at {', '.join(dict.fromkeys(waits))}")
-            return terms
-        if key not in self._graphs:
-            if len(self._graphs) == MAX_GRAPHS:
-                self._graphs.pop(next(iter(self._graphs)))
-            try:
-                self._graphs[key] = self._capture(batch, steps_actor, diverged)
-            except RuntimeError as error:
-                self._give_up(f"{type(error).__name__}: {error}")
-                return self.step(batch, steps_actor, diverged)
-        graph = self._graphs[key]
-        for graph_input, tensor in zip(tensors_of(graph.inputs), tensors_of(batch), strict=True):
-            graph_input.copy_(tensor)
-        # A copy, because the next replay overwrites the original
-        return dict(zip(graph.names, graph.replay().clone().unbind(), strict=True))
+        key = (steps_actor, diverged.data_ptr(), _tensors_in_use(optimizers), constants)
 
-    def _capture(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> _Graph:
-        inputs = empty_like(batch)
-        names: list[str] = []
-
-        def step() -> th.Tensor:
-            terms = self.step(inputs, steps_actor, diverged)
-            names[:] = terms
+        def step(batch: Tensors) -> th.Tensor:
+            terms = self.step(batch, steps_actor, diverged)
+            self._names[key] = list(terms)
             return th.stack(list(terms.values()))
 
-        return _Graph(inputs, names, self.capture(step))
-
-    def _give_up(self, reason: str) -> None:
-        self._can_be_captured = False
-        self._graphs.clear()
-        warnings.warn(
-            "The gradient step can't be captured in a CUDA graph. It runs kernel by kernel: the results are the same, but "
-            f"it is slower. The reason: {reason}. Usual causes are optimizers that are not fused "
-            "(optimizer_kwargs=dict(fused=True) makes them so), and a features extractor or guidance that reads values of "
-            "tensors."
-        )
+        values = self.call(step, batch, key).unbind()
+        return dict(zip(self._names[key], values, strict=True))
 
 
 def set_learning_rate(optimizers: Iterable[th.optim.Optimizer], learning_rate: float, device: th.device) -> None:
@@ -370,21 +426,17 @@ def as_saved(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
-def empty_like(batch: Batch) -> Batch:
+def empty_like(nested: Tensors) -> Tensors:
     """
-    Allocate a batch of the same form.
+    Allocate tensors of the same form.
 
-    :param batch: a batch
-    :return: a batch with uninitialized values
+    :param nested: a batch or an observation
+    :return: the same with uninitialized values
     """
-    return with_tensors(batch, [th.empty_like(each, memory_format=th.contiguous_format) for each in tensors_of(batch)])
+    return with_tensors(nested, [th.empty_like(each, memory_format=th.contiguous_format) for each in tensors_of(nested)])
 
 
 def _tensors_in_use(optimizers: Iterable[th.optim.Optimizer]) -> tuple[int, ...]:
     """Identify the tensors that a step changes: unfrozen parameters, and states, which loading replaces."""
     parameters = [each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]]
     return (*(id(each) for each in parameters if each.requires_grad), *(id(optimizer.state) for optimizer in optimizers))
-
-
-def _shapes(batch: Batch) -> tuple[Any, ...]:
-    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors_of(batch))

@@ -16,6 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_flowrl import execution
 from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
 from sb3_flowrl.stacked import Linear, StackedMLP
@@ -173,6 +174,7 @@ class FlowActor(BoundedActionPolicy):
         self.ode_solver = ode_solver
         self.noise_clip = noise_clip
 
+        self._captured_calls = execution.CapturedCalls("predict")
         self.action_dim = get_action_dim(self.action_space)
         self.velocity_net = create_normed_mlp(
             features_dim + self.action_dim + 1, self.action_dim, net_arch, activation_fn, layer_norm
@@ -256,7 +258,12 @@ class FlowActor(BoundedActionPolicy):
         return self.flow(features, draw(len(features), self.action_dim, device=features.device, dtype=th.float32))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
+        if self.device.type != execution.GRAPH_DEVICE or th.is_grad_enabled():
+            return self(observation, deterministic)
+        # A graph reads the parameters where they were when it was captured
+        places = (each.data_ptr() for each in (*self.parameters(), *self.buffers()))
+        key = (deterministic, self.training, *places)
+        return self._captured_calls.call(lambda obs: self(obs, deterministic), observation, key)
 
 
 class _ValueModel(BaseModel):

@@ -350,7 +350,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         return self.actor if self.averaged_actor is None else self.averaged_actor
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return (self.trained_actor if deterministic else self.actor)(observation, deterministic)
+        return (self.trained_actor if deterministic else self.actor)._predict(observation, deterministic)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         average_keys = [key for key in state_dict if key.startswith(f"{prefix}averaged_actor.")]

@@ -83,6 +83,25 @@ def test_trains_and_moves_between_devices(compile, tmp_path):
         assert not th.equal(parameters(loaded)["actor.velocity_net.0.weight"], before["actor.velocity_net.0.weight"])
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_predict_replays_a_graph_that_follows_the_updates(deterministic):
+    model = trained_model(device="cuda", compile=True)
+    actor = model.policy.trained_actor if deterministic else model.actor
+    obs = np.stack([model.observation_space.sample() for _ in range(16)])
+    for _ in range(3):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*can't be captured")
+            for _ in range(5):
+                th.manual_seed(0)
+                played, _ = model.predict(obs, deterministic=deterministic)
+        with th.no_grad():
+            th.manual_seed(0)
+            eager = actor(th.as_tensor(obs, device="cuda"), deterministic).cpu().numpy()
+        np.testing.assert_allclose(played, model.policy.unscale_action(eager), rtol=1e-5, atol=1e-6)
+        model.train(5, 32)
+    assert len(actor._captured_calls._graphs) == 1
+
+
 def test_equal_seeds_give_equal_models():
     assert_same(parameters(trained_model(device="cuda")), parameters(trained_model(device="cuda")))
 

@@ -19,9 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_flowrl import FlowRL, execution, flowrl
-from sb3_flowrl.buffers import tensors_of
 from sb3_flowrl.diagnostics.dry_run import copy_of
-from sb3_flowrl.execution import CapturedStep
+from sb3_flowrl.execution import CapturedStep, tensors_of
 from tests.models import SMALL, assert_same, batches_of, make_model, moments, parameters
 
 
@@ -239,3 +238,55 @@ def test_graphs_stay_behind_when_copied_or_pickled(captures, tmp_path):
     model = captured_model().learn(70)
     model.save(tmp_path / "model")
     assert_same(parameters(FlowRL.load(tmp_path / "model")), parameters(model))
+
+
+@pytest.fixture
+def playing(captures, monkeypatch) -> Captures:
+    """Actors made in this test predict through the stand-in."""
+    monkeypatch.setattr(execution, "GRAPH_DEVICE", "cpu")
+    monkeypatch.setattr(execution, "CapturedCalls", partial(execution.CapturedCalls, capture=captures, watch=no_watch))
+    return captures
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_predict_replays_one_graph_for_each_number_of_observations(deterministic, playing, monkeypatch):
+    model, rng = make_model(), np.random.default_rng(0)
+    observations = [rng.normal(size=(n, 3)).astype(np.float32) for n in (1, 1, 1, 1, 8, 8, 8, 8, 8, 1)]
+
+    def actions() -> list[np.ndarray]:
+        set_random_seed(0)
+        return [model.predict(obs, deterministic=deterministic)[0] for obs in observations]
+
+    replayed = actions()
+    assert playing.n_captured == 2 and playing.n_replayed == 4
+    monkeypatch.setattr(execution, "GRAPH_DEVICE", "none")
+    for ours, theirs in zip(replayed, actions(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_predict_follows_parameters_that_change_or_move(playing):
+    model, obs = make_model(), np.ones((2, 3), dtype=np.float32)
+    first = [model.predict(obs, deterministic=True)[0] for _ in range(5)][-1]
+    with th.no_grad():
+        for parameter in model.policy.trained_actor.parameters():
+            parameter.add_(0.1)
+    changed, _ = model.predict(obs, deterministic=True)
+    assert playing.n_captured == 1 and not np.array_equal(first, changed)
+    for parameter in model.policy.trained_actor.parameters():
+        parameter.data = parameter.data.clone()
+    moved = [model.predict(obs, deterministic=True)[0] for _ in range(5)]
+    assert playing.n_captured == 2
+    for action in moved:
+        np.testing.assert_array_equal(action, changed)
+
+
+def test_predict_with_an_extractor_that_cannot_be_captured_is_one_warning(playing, monkeypatch):
+    waiting = partial(execution.CapturedCalls.func, capture=playing, watch=lambda: no_watch(["extractor.py:7"]))
+    monkeypatch.setattr(execution, "CapturedCalls", waiting)
+    model, obs = make_model(), np.ones((2, 3), dtype=np.float32)
+    with pytest.warns(
+        UserWarning, match=r"^predict can't be captured.*waits for the device at extractor.py:7\. Usual"
+    ) as caught:
+        for _ in range(8):
+            model.predict(obs, deterministic=True)
+    assert playing.n_captured == 0 and len(caught) == 1
