@@ -16,5 +16,5 @@ ENV PATH="/sb3-flowrl/.venv/bin:$PATH" MUJOCO_GL=egl OMP_NUM_THREADS=1
 RUN pip install --no-cache-dir -U pip \
     && pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu
 COPY . .
-RUN pip install --no-cache-dir -e ".[mujoco,dmc,extra,zoo,tests]"
+RUN pip install --no-cache-dir -e ".[mujoco,dmc,tests]"
 CMD ["python", "examples/train_mujoco.py"]
