@@ -20,6 +20,7 @@ sys.path.insert(0, sys.argv[1])
 import train_mujoco
 env = train_mujoco.make_video_env(sys.argv[2])
 env.reset(seed=0)
+env.render()  # a camera that does not follow looks at where the robot is now
 simulation = env.unwrapped
 position = simulation.data.qpos.copy()
 position[0] += 30
