@@ -26,7 +26,7 @@ def test_train_and_enjoy_need_no_algo(tmp_path):
     pytest.importorskip("rl_zoo3")
     options = ["-n", "120", "--eval-freq", "-1", "--num-threads", "1", "-params", "learning_starts:100"]
     sb3_flowrl("train", "--env", "Pendulum-v1", *options, cwd=tmp_path)
-    assert FlowRL.load(tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1")._n_updates == 20
+    assert FlowRL.load(tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip")._n_updates == 20
     output = sb3_flowrl("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200", cwd=tmp_path)
     assert "Mean reward: -" in output
 
