@@ -20,6 +20,21 @@ from stable_baselines3.common.monitor import Monitor
 from sb3_flowrl import FlowRL
 
 
+def make_video_env(env_id: str) -> gym.Env:
+    """
+    Make an environment whose frames follow the robot.
+
+    Gymnasium 1.4 renders from a camera that stays where it is, unless the model's own camera is named.
+
+    :param env_id: the environment
+    :return: the environment, rendered from its MuJoCo model's camera "track" if there is one
+    """
+    env = gym.make(env_id, render_mode="rgb_array")
+    model = getattr(env.unwrapped, "model", None)
+    cameras = [model.camera(index).name for index in range(getattr(model, "ncam", 0))]
+    return gym.make(env_id, render_mode="rgb_array", camera_name="track") if "track" in cameras else env
+
+
 def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
     """
     Record one episode.
@@ -32,7 +47,7 @@ def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
     if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     try:
-        env = gym.make(env_id, render_mode="rgb_array")
+        env = make_video_env(env_id)
         env = RecordVideo(env, str(folder), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
         evaluate_policy(model, env, n_eval_episodes=1, warn=False)
         env.close()

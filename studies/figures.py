@@ -40,10 +40,24 @@ STYLE: dict[Any, Any] = {
 Place = Literal["outside lower center", "outside upper center"]
 TEXT = {"labelsize": "medium", "ticklabelsize": "medium"}
 MAX_COLUMNS = 3
+#: How many letters of a legend fit beside each other.
+LEGEND_LETTERS = 60
+NAMES = {"flowrl": "FlowRL", "sac": "SAC", "td3": "TD3", "tqc": "TQC", "crossq": "CrossQ"}
 #: Larger SVG files slow down the pages that show them, and the repository keeps every version.
 MAX_SVG_BYTES = 200_000
 #: Dots per inch and number of colors of PNG files.
 PNG_DPI, PNG_COLORS = 90, 64
+
+
+def name_algorithm(label: str) -> str:
+    """
+    Write the algorithm's name in a label as people do.
+
+    :param label: label of a study's definition, such as "flowrl-4steps"
+    :return: its name in figures, such as "FlowRL-4steps"
+    """
+    algorithm, dash, variant = label.partition("-")
+    return NAMES.get(algorithm, algorithm) + dash + variant
 
 
 class Figures:
@@ -57,6 +71,7 @@ class Figures:
     def __init__(self, folder: Path, labels: Sequence[str]):
         self.folder = folder
         self.colors = dict(zip(labels, seaborn.color_palette("colorblind", len(labels)), strict=True))
+        self.named_colors = {name_algorithm(label): color for label, color in self.colors.items()}
         self.paths: dict[str, Path] = {}
 
     def learning_curves(self, name: str, results: Results, curves: Curves, labels: Sequence[str]) -> Path:
@@ -79,17 +94,17 @@ class Figures:
                         continue
                     steps, mean, error = curve["timesteps"], curve["mean"], curve["std_error"]
                     color = self.colors[label]
-                    axis.plot(steps, mean, color=color, linewidth=2, label=label)
+                    axis.plot(steps, mean, color=color, linewidth=2, label=name_algorithm(label))
                     axis.fill_between(steps, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
                     for each in results.of(env, label):
                         axis.plot(each.steps, each.returns().mean(axis=1), color=color, linewidth=0.6, alpha=0.5)
                 axis.set_title(env)
                 _label_steps(axis)
-            for axis in axes[len(envs) :]:
-                axis.set_visible(False)
             for axis in axes[::columns]:
                 axis.set_ylabel("mean return")
-            _add_legend(figure, axes, len(labels))
+            for axis in axes[len(envs) :]:
+                axis.set_axis_off()
+            _add_legend(figure, axes, panel=axes[len(envs)] if len(envs) < len(axes) else None)
         return self.paths[name]
 
     def instruments(self, results: Results, quantities: Sequence[str]) -> Path:
@@ -115,7 +130,7 @@ class Figures:
                         axis.plot(steps, values, color=self.colors[label], linewidth=0.6, alpha=0.5)
                     common = reduce(np.intersect1d, [steps for steps, _ in runs])
                     mean = np.mean([values[np.isin(steps, common)] for steps, values in runs], axis=0)
-                    axis.plot(common, mean, color=self.colors[label], linewidth=2, label=label)
+                    axis.plot(common, mean, color=self.colors[label], linewidth=2, label=name_algorithm(label))
                 if index < columns:
                     axis.set_title(env)
                 if index % columns == 0:
@@ -123,7 +138,7 @@ class Figures:
                 _label_steps(axis)
                 if index < len(axes) - columns:
                     axis.set_xlabel("")
-            _add_legend(figure, axes, len(self.colors), "outside upper center")  # visible without scrolling
+            _add_legend(figure, axes, "outside upper center")  # visible without scrolling
         return self.paths["instruments"]
 
     def aggregates(self, statistics: Statistics) -> Path:
@@ -143,7 +158,7 @@ class Figures:
                     axis.vlines(value, row - 0.3, row + 0.3, color="black")
                 axis.use_sticky_edges = False  # otherwise the first bar would begin at the edge
                 axis.set_title(aggregate)
-                axis.set_yticks(range(len(labels)), labels if index == 0 else [""] * len(labels))
+                axis.set_yticks(range(len(labels)), [name_algorithm(label) if index == 0 else "" for label in labels])
                 axis.grid(axis="y", visible=False)
                 axis.set_xlabel("score")
         return self.paths["aggregates"]
@@ -158,11 +173,11 @@ class Figures:
         values, intervals = _unpack(statistics.profiles)
         with self._drawing("profiles", 1, 1, (6.0, 3.6)) as (figure, axes):
             options: dict[str, Any] = dict(
-                colors=self.colors, xlabel="score τ", ylabel="share of runs with a score > τ", **TEXT
+                colors=self.named_colors, xlabel="score τ", ylabel="share of runs with a score > τ", **TEXT
             )
             plot_utils.plot_performance_profiles(values, statistics.thresholds, intervals, ax=axes[0], **options)
             _thin_axes(axes[0])
-            _add_legend(figure, axes, len(values))
+            _add_legend(figure, axes)
         return self.paths["profiles"]
 
     def efficiency(self, statistics: Statistics) -> Path:
@@ -174,11 +189,11 @@ class Figures:
         """
         values, intervals = _unpack(statistics.efficiency)
         with self._drawing("efficiency", 1, 1, (6.0, 3.6)) as (figure, axes):
-            options: dict[str, Any] = dict(colors=self.colors, ylabel="IQM of the scores", marker="", **TEXT)
+            options: dict[str, Any] = dict(colors=self.named_colors, ylabel="IQM of the scores", marker="", **TEXT)
             plot_utils.plot_sample_efficiency_curve(statistics.steps, values, intervals, ax=axes[0], **options)
             _label_steps(axes[0])
             _thin_axes(axes[0])
-            _add_legend(figure, axes, len(values))
+            _add_legend(figure, axes)
         return self.paths["efficiency"]
 
     def improvement(self, statistics: Statistics) -> Path:
@@ -194,7 +209,7 @@ class Figures:
                 value, low, high = statistics.improvement[pair][0]
                 axes[0].barh(row, high - low, left=low, height=0.6, color=self.colors[pair[0]], alpha=0.75)
                 axes[0].vlines(value, row - 0.3, row + 0.3, color="black")
-            axes[0].set_yticks(range(len(pairs)), [f"{first} > {second}" for first, second in pairs])
+            axes[0].set_yticks(range(len(pairs)), [" > ".join(map(name_algorithm, pair)) for pair in pairs])
             axes[0].axvline(0.5, color="black", linewidth=0.8, linestyle="--")
             axes[0].set(xlim=(-0.02, 1.02), xlabel="probability")
             axes[0].grid(axis="y", visible=False)
@@ -241,13 +256,19 @@ def _thin_axes(axis: Axes) -> None:
         spine.set_position(("outward", 0))
 
 
-def _add_legend(figure: Figure, axes: np.ndarray, n_labels: int, place: Place = "outside lower center") -> None:
+def _add_legend(figure: Figure, axes: np.ndarray, place: Place = "outside lower center", panel: Axes | None = None) -> None:
+    """Put one legend of all axes outside of them, or into the panel that none of them needs."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc=place, ncols=min(n_labels, 3), frameon=False)
+    if panel is not None:
+        panel.legend(handles.values(), handles, loc="center", frameon=False)
+        return
+    letters = sum(len(label) + 6 for label in handles)  # with the line before it
+    columns = len(handles) if letters <= LEGEND_LETTERS else MAX_COLUMNS
+    figure.legend(handles.values(), handles, loc=place, ncols=columns, frameon=False)
 
 
 def _unpack(estimates: dict[str, Estimate]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return (
-        {key: estimate.value for key, estimate in estimates.items()},
-        {key: estimate.interval for key, estimate in estimates.items()},
+        {name_algorithm(label): estimate.value for label, estimate in estimates.items()},
+        {name_algorithm(label): estimate.interval for label, estimate in estimates.items()},
     )

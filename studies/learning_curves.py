@@ -135,6 +135,8 @@ def report(args: argparse.Namespace) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    from studies.figures import name_algorithm
+
     records = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
     figure, axis = plt.subplots(figsize=(8, 5))
     algos = sorted({record["algo"] for record in records})
@@ -145,7 +147,7 @@ def report(args: argparse.Namespace) -> None:
         for mode, style in zip(MODES, ("-", "--"), strict=True):
             means = [np.mean(point[mode]) for point in record["curve"]]
             cells = [f"{means[steps.index(step)]:.0f}" if step in steps else "" for step in args.at]
-            run = f"{record['algo']} seed {record['seed']}"
+            run = f"{name_algorithm(record['algo'])} seed {record['seed']}"
             print(f"| {run} | {mode} | " + " | ".join(cells) + " |")
             axis.plot(steps, means, style, color=f"C{algos.index(record['algo'])}", label=f"{run} {mode}")
     axis.set(xlabel="environment steps", ylabel="mean return of an evaluation's episodes", title=records[0]["env"])

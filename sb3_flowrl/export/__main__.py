@@ -1,7 +1,7 @@
 """
 Write a saved model's policy as an ONNX file, check the file against ``predict``, and measure the speed of both.
 
-    python -m sb3_flowrl.export model.zip policy.onnx
+    sb3-flowrl export model.zip policy.onnx
 """
 
 import argparse
@@ -23,7 +23,8 @@ def main() -> None:
     """
     Run the command.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    help_formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("sb3-flowrl export", description=__doc__, formatter_class=help_formatter)
     parser.add_argument("model", help="file that FlowRL.save wrote; it is unpickled, so load only files that you trust")
     parser.add_argument("onnx", help="the file to write")
     args = parser.parse_args()

@@ -1,6 +1,5 @@
 """rl_zoo3's commands with ``--algo flowrl``, each in a process of its own on a real environment."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -24,7 +23,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from torch import nn
 
 from sb3_flowrl import FlowRL, zoo
-from sb3_flowrl.zoo import registration
+from sb3_flowrl.zoo import registration, tune
 from sb3_flowrl.zoo.search_space import DEFAULT_TRIAL, convert_flowrl_params, sample_flowrl_params
 from tests import paper_tasks
 
@@ -316,14 +315,14 @@ def test_optimize_with_pruning_in_two_threads(tmp_path):
 
 @pytest.mark.parametrize("storage", ["study.log", pytest.param("sqlite:///study.db", marks=pytest.mark.slow)])
 def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
-    tune = [str(ROOT / "examples" / "tune.py"), "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
-    tune += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's
-    tune += ["--workers", "2", "--folder", ".", "--storage", storage]
+    command = ["-m", "sb3_flowrl", "tune", "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
+    command += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's
+    command += ["--workers", "2", "--folder", ".", "--storage", storage]
     n_trials = 3
     if storage.startswith("sqlite"):  # a study that goes on: there, a second worker waits until the first trial is taken
-        python(*tune, "--trials", "1", cwd=tmp_path)
+        python(*command, "--trials", "1", cwd=tmp_path)
         n_trials = 4
-    output = python(*tune, "--trials", str(n_trials), cwd=tmp_path)
+    output = python(*command, "--trials", str(n_trials), cwd=tmp_path)
     assert "best: trial" in output
     models = [FlowRL.load(path) for path in tmp_path.glob("models/trial_*/best_model.zip")]
     assert len(models) == n_trials and all((model.buffer_size, model.learning_starts) == (777, 200) for model in models)
@@ -350,14 +349,6 @@ def load_study(folder: Path, storage: str) -> optuna.Study:
     return optuna.load_study(storage=storage.replace("///", f"///{folder}/"), study_name="flowrl")
 
 
-def load_tune():
-    """examples/tune.py as a module"""
-    spec = importlib.util.spec_from_file_location("tune", ROOT / "examples" / "tune.py")
-    tune = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tune)
-    return tune
-
-
 @pytest.mark.parametrize("evaluations", [1, 2, 3, 5, 6, 10])
 @pytest.mark.parametrize("pruner", ["median", "halving", "none"])
 def test_tune_knows_when_rl_zoo3_begins_to_prune(pruner, evaluations):
@@ -373,7 +364,7 @@ def test_tune_knows_when_rl_zoo3_begins_to_prune(pruner, evaluations):
         bad.report(0.0, index)
         pruned += [index] if bad.should_prune() else []
     expected = pruned[0] * (600 // evaluations) if pruned else 600
-    assert load_tune().first_pruning(pruner, 600, evaluations) == expected
+    assert tune.first_pruning(pruner, 600, evaluations) == expected
 
 
 @pytest.mark.parametrize(
@@ -387,7 +378,6 @@ def test_tune_knows_when_rl_zoo3_begins_to_prune(pruner, evaluations):
 )
 def test_tune_refuses_what_would_compare_networks_that_have_not_learned(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["tune.py", *arguments, "--folder", str(tmp_path / "study")])
-    tune = load_tune()
     monkeypatch.delattr(tune.Tuner, "run")
     with pytest.raises(SystemExit, match="2"):
         tune.main()
@@ -397,7 +387,6 @@ def test_tune_refuses_what_would_compare_networks_that_have_not_learned(tmp_path
 
 @pytest.mark.parametrize("queue_is_safe", [False, True])
 def test_no_two_workers_meet_at_a_queued_trial_where_both_would_get_it(monkeypatch, queue_is_safe):
-    tune = load_tune()
     study = optuna.create_study()
     workers, together, beside = [], [], []
 
@@ -437,7 +426,6 @@ def test_no_two_workers_meet_at_a_queued_trial_where_both_would_get_it(monkeypat
 def test_tune_has_a_journal_of_its_own_and_knows_sqlite(tmp_path, monkeypatch, storage, queue_is_safe):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tune.py", *storage])
-    tune = load_tune()
     asked = {}
     monkeypatch.setattr(tune.Tuner, "run", lambda tuner: asked.update(vars(tuner)))
     tune.main()
@@ -447,9 +435,9 @@ def test_tune_has_a_journal_of_its_own_and_knows_sqlite(tmp_path, monkeypatch, s
 
 @pytest.mark.slow
 def test_a_killed_workers_trial_is_tried_again(tmp_path):
-    tune = [sys.executable, str(ROOT / "examples" / "tune.py"), "--timesteps", "1500", "--learning-starts", "500"]
-    tune += ["--trials", "3", "--evaluations", "1", "--folder", str(tmp_path)]
-    process = subprocess.Popen(tune, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "sb3_flowrl", "tune", "--timesteps", "1500", "--learning-starts", "500"]
+    command += ["--trials", "3", "--evaluations", "1", "--folder", str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     killed = None
     deadline = time.time() + 300
     while killed is None and time.time() < deadline:

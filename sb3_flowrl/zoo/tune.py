@@ -1,14 +1,14 @@
 """
 Tune FlowRL with rl_zoo3 and Optuna in several processes on one study, and plot the result.
 
-    python examples/tune.py --env Pendulum-v1 --timesteps 15000 --trials 40 --workers 2
+    sb3-flowrl tune --env Pendulum-v1 --timesteps 15000 --trials 40 --workers 2
 
-Each worker is rl_zoo3's own command (``python -m rl_zoo3.train --algo flowrl -optimize``). This script starts the workers.
-If one dies, the script marks its trial as failed, queues the parameters again, and starts another worker. A study therefore
+Each worker is rl_zoo3's own command (``python -m rl_zoo3.train --algo flowrl -optimize``). This command starts the workers.
+If one dies, it marks its trial as failed, queues the parameters again, and starts another worker. A study therefore
 ends with all its trials. Run the same command again to continue an interrupted study. The first trial of a new study uses
 FlowRL's defaults, to show what the search gains.
 
-Arguments unknown to this script are passed on to rl_zoo3 (``--eval-episodes 10``). ``--params`` sets arguments of FlowRL for
+Arguments unknown to this command are passed on to rl_zoo3 (``--eval-episodes 10``). ``--params`` sets arguments of FlowRL for
 all trials, such as ``--params "precision:'bfloat16'" compile:True``.
 
 The storage may be Optuna's journal (``runs/tune/study.log``, the default), SQLite (``sqlite:///runs/tune/study.db``), or the
@@ -70,9 +70,9 @@ class Tuner:
     ):
         self.study, self.command, self.n_trials, self.n_workers = study, command, n_trials, n_workers
         self.max_retries, self.queue_is_safe = max_retries, queue_is_safe
-        self.workers: list[subprocess.Popen] = []
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.ended: set[str] = set()
-        self.retries: collections.Counter = collections.Counter()
+        self.retries: collections.Counter[str] = collections.Counter()
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """List the study's trials in these states, or all trials."""
@@ -122,7 +122,7 @@ class Tuner:
             return trial.datetime_start is not None and (datetime.now() - trial.datetime_start).total_seconds() > 60
         name = trial.user_attrs["worker"]
         machine, _, pid = name.rpartition(":")
-        processes = Path("/proc")  # without it, workers of another run of this script count as alive
+        processes = Path("/proc")  # without it, workers of another run of this command count as alive
         gone = machine == platform.node() and processes.is_dir() and not (processes / pid).exists()
         return name in self.ended or gone
 
@@ -182,8 +182,9 @@ def plot(study: optuna.Study, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command."""
+    help_formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("sb3-flowrl tune", description=__doc__, formatter_class=help_formatter)
     parser.add_argument("--env", default="Pendulum-v1")
     parser.add_argument("--timesteps", type=int, default=15_000, help="environment steps of a trial")
     parser.add_argument("--learning-starts", type=int, default=1_000, help="random first steps of a trial")
