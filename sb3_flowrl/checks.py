@@ -5,6 +5,7 @@ Each check raises an error that says what is wrong and what to do.
 """
 
 import difflib
+import functools
 import inspect
 import math
 import numbers
@@ -12,11 +13,12 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
+from gymnasium import Env, spaces
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -32,6 +34,31 @@ from torch import nn
 
 from sb3_flowrl.flow import MATCHING_SPACES, ODE_SOLVERS
 from sb3_flowrl.guidance import GUIDANCES
+
+P = ParamSpec("P")
+
+#: Width of an action space from which a warning says what it may do to exploration: that of Isaac Lab's bounds of ±100.
+WIDE_BOUNDS = 200.0
+
+#: Arguments of SB3's SAC that FlowRL does not have, and what takes their place.
+_ARGUMENTS_OF_SAC = {
+    "ent_coef": "FlowRL has no entropy. spread_coef, 'auto' by default, takes its place.",
+    "target_entropy": "FlowRL has no entropy. target_spread takes its place.",
+    "target_update_interval": "FlowRL updates its targets with its actor, at every policy_delay-th update.",
+    "sde_sample_freq": "FlowRL has no gSDE.",
+    "use_sde_at_warmup": "FlowRL has no gSDE.",
+}
+
+#: Packages whose environments have another interface, and how to train in them.
+_OTHER_PACKAGES = {
+    "envpool": (
+        "is a batch of EnvPool's environments. Wrap it in a VecEnv, as VecAdapter does in EnvPool's examples/sb3_examples."
+    ),
+    "mujoco_playground": (
+        "is an environment of MuJoCo Playground, whose reset and step are functions of a state. Wrap it in a VecEnv that "
+        "holds the states of several environments."
+    ),
+}
 
 
 class UnsupportedActionSpaceError(ValueError, AssertionError):
@@ -87,6 +114,24 @@ def check_action_space(action_space: spaces.Space[Any]) -> None:
         raise UnsupportedActionSpaceError(
             f"Every dimension of the action space must have low < high, but low={low} and high={high}. "
             "Remove the dimensions that allow no choice."
+        )
+
+
+def warn_of_wide_bounds(action_space: spaces.Box) -> None:
+    """
+    Warn about actions whose bounds are so wide that they seem to stand for none.
+
+    :param action_space: the environment's action space, which is supported
+    """
+    low, high = np.asarray(action_space.low, np.float64), np.asarray(action_space.high, np.float64)
+    widest = np.argmax(high - low)
+    if (high - low).flat[widest] >= WIDE_BOUNDS:
+        warnings.warn(
+            f"The bounds of the environment's actions are as wide as {low.flat[widest]:g} to {high.flat[widest]:g}, and "
+            "FlowRL's actions spread over all of this range. If the environment needs only a small part of it, learning may "
+            "fail. Narrow the bounds: gymnasium.wrappers.TransformAction(env, lambda action: action, "
+            "gymnasium.spaces.Box(-1.0, 1.0, env.action_space.shape)). If it needs the whole range, "
+            "gymnasium.wrappers.RescaleAction(env, -1.0, 1.0) ends this warning."
         )
 
 
@@ -157,13 +202,31 @@ def check_keywords(function_name: str, keywords: Collection[str], known: Collect
     :param function_name: the name of the function, for the message
     :param keywords: the names of the arguments passed to it
     :param known: the names that it accepts
-    :raises TypeError: for the first unknown name; the message suggests the most similar known one
+    :raises TypeError: for the first unknown name; the message says what takes the place of an argument of SAC, or suggests
+        the most similar known name
     """
     for name in keywords:
         if name not in known:
             similar = difflib.get_close_matches(str(name), [each for each in known if not each.startswith("_")], n=1)
-            hint = f" Did you mean {similar[0]!r}?" if similar else ""
-            raise TypeError(f"{function_name}() got an unexpected keyword argument {name!r}.{hint}")
+            hint = _ARGUMENTS_OF_SAC.get(name) or (f"Did you mean {similar[0]!r}?" if similar else "")
+            raise TypeError(f"{function_name}() got an unexpected keyword argument {name!r}. {hint}".rstrip())
+
+
+def explain_unknown_arguments(constructor: Callable[P, None]) -> Callable[P, None]:
+    """
+    Let a constructor check the names of its arguments, see :func:`check_keywords`.
+
+    :param constructor: the ``__init__`` of a class
+    :return: the same with the check
+    """
+    known = inspect.signature(constructor).parameters
+
+    @functools.wraps(constructor)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        check_keywords(type(args[0]).__name__, kwargs, known)
+        constructor(*args, **kwargs)
+
+    return checked
 
 
 def learning_rate_of(schedule: Callable[[float], Any], progress_remaining: float) -> float:
@@ -500,6 +563,10 @@ ALGORITHM_CHECKS: dict[str, Check] = {
         lambda value: isinstance(value, (bool, np.bool_)) or (isinstance(value, str) and value == "auto"),
         '"auto", True or False',
     ),
+    "use_sde": _predicate_check(
+        lambda value: isinstance(value, (bool, np.bool_)) and not value,
+        "False: FlowRL has no gSDE. Its flow draws noise of its own, and action_noise adds to it",
+    ),
     "stats_window_size": _predicate_check(lambda value: _is_plain_int(value, 1), "an int of at least 1"),
     "policy_kwargs": _check_optional_dict,
     "seed": _predicate_check(
@@ -553,16 +620,31 @@ def check_model(model: OffPolicyAlgorithm) -> None:
 
 def as_env(env: Any, verbose: int) -> GymEnv:
     """
-    Make an environment from the argument ``env``.
+    Make an environment from the argument ``env``, and check its actions.
 
     :param env: as given to ``FlowRL``
     :param verbose: as given to ``FlowRL``
     :return: the environment; an environment of OpenAI's gym is wrapped with shimmy, as in SB3
     :raises ValueError: if it is not an environment
+    :raises UnsupportedActionSpaceError: if its action space is not supported
     """
     env = maybe_make_env(env, verbose)
-    if isinstance(env, VecEnv):
-        return env
+    if not isinstance(env, VecEnv):
+        env = _as_gymnasium_env(env)
+    check_action_space(env.action_space)
+    warn_of_wide_bounds(env.action_space)
+    return env
+
+
+def _as_gymnasium_env(env: Any) -> Env:
+    for package, advice in _OTHER_PACKAGES.items():
+        if any(each.__module__.partition(".")[0] == package for each in type(env).__mro__):
+            raise ValueError(f"env={env!r} {advice}")
+    if isinstance(env, VectorEnv):
+        raise ValueError(
+            f"env={env!r} is a vector environment of gymnasium. Make the environments with SB3 instead: "
+            f'stable_baselines3.common.env_util.make_vec_env("Pendulum-v1", n_envs={env.num_envs}), with your own id.'
+        )
     try:
         return _patch_env(env)
     except ValueError as error:

@@ -48,8 +48,7 @@ class FlowRL(SavableAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: learning rate of the optimizers of all networks; it can be a function of the current progress
-        remaining (from 1 to 0)
+    :param learning_rate: learning rate of all networks; it can be a function of the current progress remaining (from 1 to 0)
     :param buffer_size: size of the replay buffer
     :param learning_starts: how many steps of the model to collect transitions for before learning starts
     :param batch_size: Minibatch size for each gradient update
@@ -58,8 +57,7 @@ class FlowRL(SavableAlgorithm):
     :param gamma: the discount factor
     :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
         like ``(5, "step")`` or ``(2, "episode")``.
-    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``). ``-1`` means as many as steps
-        done in the environment during the rollout
+    :param gradient_steps: How many gradient steps to do after each rollout. ``-1`` means as many as the rollout's steps
     :param action_noise: the action noise type (None by default), this can help
         for hard exploration problem. Cf common.noise for the different action noise type.
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
@@ -82,8 +80,7 @@ class FlowRL(SavableAlgorithm):
         the average, which stays where the actor swings from update to update. Exploration and updates use the actor itself.
         ``None`` keeps no average
     :param flow_steps: number N of integration steps from noise to action
-    :param ode_solver: integration rule, "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field
-        a step
+    :param ode_solver: integration by "euler", "midpoint" or "rk4": one, two or four evaluations of the velocity field a step
     :param expectile: τ in (0, 1) of the expectile regression that makes V_β* approach the best behavior in the buffer.
         The authors recommend 0.8 for HumanoidBench tasks that they did not report
     :param w2_coef: λ, the Lagrange multiplier of the Wasserstein-2 constraint; 0 removes the constraint
@@ -108,6 +105,7 @@ class FlowRL(SavableAlgorithm):
         stay in float32
     :param compile: whether updates run through ``torch.compile`` (on CUDA as one CUDA graph each); the first one then takes up
         to a minute. "auto" compiles at once on CUDA, and from update 10 000 on a CPU
+    :param use_sde: only False, so that one dict of arguments serves SAC and FlowRL
     :param stats_window_size: number of episodes over which the logged success rate, episode length and reward are averaged
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation, see ``FlowActorCriticPolicy``
@@ -132,6 +130,7 @@ class FlowRL(SavableAlgorithm):
     behavior_value: FlowValue
     averaged_actor: FlowActor | None
 
+    @checks.explain_unknown_arguments
     def __init__(
         self,
         policy: str | type[FlowActorCriticPolicy],
@@ -165,6 +164,7 @@ class FlowRL(SavableAlgorithm):
         target_spread: float = 0.16,
         precision: str = "auto",
         compile: bool | str = "auto",
+        use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -199,7 +199,6 @@ class FlowRL(SavableAlgorithm):
             checks.check_arguments(checks.ALGORITHM_CHECKS, used)
         if env is not None or _init_setup_model:
             env = checks.as_env(env, verbose)
-            checks.check_action_space(env.action_space)
 
         super().__init__(
             policy,
@@ -223,6 +222,7 @@ class FlowRL(SavableAlgorithm):
             verbose=verbose,
             device=device,
             seed=seed,
+            use_sde=use_sde,
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
             support_multi_env=True,

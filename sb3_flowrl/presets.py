@@ -1,7 +1,7 @@
 """
 Three sets of arguments: exactly the paper, the authors' code, and the defaults of the published studies.
 
-Pass one with ``**``, and override any argument: ``FlowRL("MlpPolicy", env, **{**reference_arguments(), "seed": 0})``.
+Pass one with ``**``, and override any argument: ``FlowRL("MlpPolicy", env, **reference_arguments(precision="float32"))``.
 D1 to D11 are the differences between paper and code. The documentation lists them, with the argument that controls each.
 """
 
@@ -13,7 +13,7 @@ from sb3_flowrl.buffers import RecencyReplayBuffer
 from sb3_flowrl.guidance import uncapped_guidance
 
 
-def paper_arguments(action_dim: int) -> dict[str, Any]:
+def paper_arguments(action_dim: int, **overrides: Any) -> dict[str, Any]:
     """
     Return the arguments that make FlowRL exactly the paper's algorithm.
 
@@ -22,9 +22,11 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
 
     :param action_dim: number of action dimensions A. The paper's squared norm is a sum over them and ours a mean, so that λ
         is A times as large
+    :param overrides: arguments of ``FlowRL`` that replace the paper's or are added. Entries of ``policy_kwargs`` replace
+        single entries
     :return: keyword arguments of ``FlowRL``
     """
-    return dict(
+    arguments: dict[str, Any] = dict(
         learning_rate=3e-4,
         buffer_size=1_000_000,
         learning_starts=5_000,  # authors' code
@@ -53,17 +55,19 @@ def paper_arguments(action_dim: int) -> dict[str, Any]:
             optimizer_kwargs=dict(fused=True),
         ),
     )
+    return _override(arguments, overrides)
 
 
-def reference_arguments() -> dict[str, Any]:
+def reference_arguments(**overrides: Any) -> dict[str, Any]:
     """
     Return the arguments that make FlowRL the authors' code (bytedance/FlowRL, commit e26279b).
 
     The authors use bfloat16 autocast on CUDA only. On a CPU, override it with ``precision="float32"``.
 
+    :param overrides: as for :func:`paper_arguments`
     :return: keyword arguments of ``FlowRL``
     """
-    return dict(
+    arguments: dict[str, Any] = dict(
         learning_rate=3e-4,
         buffer_size=1_000_000,
         learning_starts=5_000,
@@ -93,15 +97,17 @@ def reference_arguments() -> dict[str, Any]:
             optimizer_kwargs=dict(fused=True),
         ),
     )
+    return _override(arguments, overrides)
 
 
-def v0_1_arguments() -> dict[str, Any]:
+def v0_1_arguments(**overrides: Any) -> dict[str, Any]:
     """
     Return the defaults of FlowRL 0.1, which the studies in studies/results used.
 
+    :param overrides: as for :func:`paper_arguments`
     :return: keyword arguments of ``FlowRL``
     """
-    return dict(
+    arguments: dict[str, Any] = dict(
         learning_rate=1e-3,
         buffer_size=1_000_000,
         learning_starts=5_000,
@@ -130,3 +136,9 @@ def v0_1_arguments() -> dict[str, Any]:
             optimizer_kwargs=dict(betas=(0.5, 0.999), fused=True),
         ),
     )
+    return _override(arguments, overrides)
+
+
+def _override(arguments: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    policy_kwargs = {**arguments["policy_kwargs"], **(overrides.get("policy_kwargs") or {})}
+    return {**arguments, **overrides, "policy_kwargs": policy_kwargs}

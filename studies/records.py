@@ -37,6 +37,7 @@ ADDED_SINCE: dict[str, Any] = {
     "policy_kwargs.average_actor": False,
     "delay_behavior": False,
     "scale_rewards": False,
+    "use_sde": False,
 }
 #: FlowRL's arguments that were removed since the first study, and the values that meant what FlowRL does now.
 REMOVED_SINCE: dict[str, Any] = {"float64_observations": False}

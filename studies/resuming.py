@@ -22,10 +22,10 @@ class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
     written ends the run with an error.
     """
 
-    def _save(self) -> None:
+    def _save(self, subfolder: str = "") -> None:
         self.last_saved = self.num_timesteps
         before_step = self.model._generators_before_step if isinstance(self.model, FlowRL) else None
-        save_run(self.model, self.folder, self.keep, before_step)
+        save_run(self.model, self.folder / subfolder, self.keep, before_step)
 
     def _on_training_end(self) -> None:
         self.lock.release()  # without a last checkpoint: the run's record is all that is needed now

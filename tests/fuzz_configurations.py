@@ -308,6 +308,7 @@ def draw_valid(seed: int, rng: random.Random) -> Configuration:
         noise_clip=rng.choice([1.0, 1.0, None, 0.5, 3]),
         spread_coef=rng.choice(["auto", "auto", 0, 0.1, "auto_0.1"]),
         target_spread=rng.choice([0.16, 0.05, 0.5]),
+        use_sde=False,
         stats_window_size=rng.choice([100, 1]),
         verbose=0,
         seed=rng.choice([None, 0, rng.randrange(2**32)]),

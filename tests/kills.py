@@ -92,8 +92,8 @@ class Report(ResumableCheckpointCallback):
         super().__init__(folder, save_freq=EPISODE)
         self.pipe = pipe
 
-    def _save(self) -> None:
-        super()._save()
+    def _save(self, subfolder: str = "") -> None:
+        super()._save(subfolder)
         os.write(self.pipe, f"{self.last_saved}\n".encode())
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_flowrl.checkpoint.files import CheckpointError, check_writable, lock_folder, resolve_folder
+from sb3_flowrl.checkpoint.files import CheckpointError, check_writable, list_checkpoints, lock_folder, resolve_folder
 from sb3_flowrl.checkpoint.lock import FolderLock
 from sb3_flowrl.checkpoint.run_identity import check_folder, episode_limit, identity_of
 from sb3_flowrl.checkpoint.run_state import check_savable, is_between_episodes
@@ -17,6 +17,9 @@ from sb3_flowrl.checks import check_positive_int
 
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
+
+#: Folder in the folder of a run's checkpoints, for the run's state when a callback stopped it.
+STOPPED = "stopped"
 
 
 class ResumableCheckpointCallback(BaseCallback):
@@ -26,6 +29,11 @@ class ResumableCheckpointCallback(BaseCallback):
     A checkpoint is due every ``save_freq`` steps. It is saved between two rollouts, the next time that all environments end an
     episode together. One more is saved when training ends. If a checkpoint can't be written, the callback warns, training
     continues, and it tries again when another is due. See ``FlowRL.save_checkpoint`` for what a checkpoint holds.
+
+    If another callback stops the run, the last checkpoint goes into the folder ``stopped`` in ``folder``, unless it is the
+    run's first. A callback stops a run within a step, and usually within an episode, so a run that continues from there is not
+    the run that never stopped. ``FlowRL.load_checkpoint(folder, ...)`` continues from the checkpoint before, and repeats the
+    steps since then bit for bit.
 
     If the environments don't all end an episode together within another ``save_freq`` steps, the checkpoint is saved anyway.
     Unfinished episodes are then truncated, as a time limit would do. A warning says so the first time. From then on, such a
@@ -87,7 +95,8 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         if self.num_timesteps > self.last_saved:
-            self._save()
+            was_stopped = self.num_timesteps < self.model._total_timesteps
+            self._save(STOPPED if was_stopped and list_checkpoints(self.folder) else "")
         self.lock.release()
 
     def _warn_of_cut(self) -> None:
@@ -117,10 +126,10 @@ class ResumableCheckpointCallback(BaseCallback):
             "be further apart."
         )
 
-    def _save(self) -> None:
+    def _save(self, subfolder: str = "") -> None:
         self.last_saved = self.num_timesteps
         try:
-            path = self.model.save_checkpoint(self.folder, self.keep)
+            path = self.model.save_checkpoint(self.folder / subfolder, self.keep)
         except CheckpointError as error:
             warnings.warn(f"{error} Training continues, and the next attempt is in {self.save_freq} steps.")
             return

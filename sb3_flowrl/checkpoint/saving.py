@@ -34,6 +34,21 @@ class ParameterMismatchError(ValueError, RuntimeError):
     """
 
 
+def _read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    try:
+        saved = legacy.read_attributes(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {str(path)!r}, nor one with .zip added to its name.") from None
+    if saved and "expectile" not in saved:
+        policy_class = saved.get("policy_class")
+        module = policy_class.get("__module__") if isinstance(policy_class, dict) else None
+        raise ValueError(
+            f"{path} holds a model of another algorithm, with a policy of {module or 'an unknown module'}. Load it with the "
+            "class that saved it, such as stable_baselines3.SAC."
+        )
+    return saved
+
+
 class SavableAlgorithm(OffPolicyAlgorithm):
     """
     The part of ``FlowRL`` that saves and loads.
@@ -70,8 +85,10 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
         :return: the model
         :raises TypeError: for a keyword that is neither
+        :raises FileNotFoundError: if there is no such file
+        :raises ValueError: if another algorithm saved the file
         """
-        saved = legacy.read_attributes(path)
+        saved = _read_attributes(path)
         if kwargs:
             cls._check_keywords_of_load(kwargs, saved)
         if "stats_window_size" in kwargs:  # the one argument whose attribute has another name

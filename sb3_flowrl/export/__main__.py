@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_flowrl.export.onnx import TOLERANCE, export_onnx, largest_difference, open_session, sample_observations
+from sb3_flowrl.export.onnx import TOLERANCE, export_onnx, largest_difference, open_session, run_session, sample_observations
 from sb3_flowrl.flowrl import FlowRL
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("sb3-flowrl export", description=__doc__, formatter_class=help_formatter)
     parser.add_argument("model", help="file that FlowRL.save wrote; it is unpickled, so load only files that you trust")
     parser.add_argument("onnx", help="the file to write")
+    parser.add_argument("--deterministic", action="store_true", help="write a file without the input noise")
     args = parser.parse_args()
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not needed
@@ -34,18 +35,22 @@ def main() -> None:
     no_buffer: dict[str, Any] = dict(
         buffer_size=1, replay_buffer_class=None, replay_buffer_kwargs={}, optimize_memory_usage=False
     )
-    model = FlowRL.load(args.model, device="cpu", **no_buffer)
-    export_onnx(model, args.onnx)
+    try:
+        model = FlowRL.load(args.model, device="cpu", **no_buffer)
+    except (OSError, ValueError) as error:
+        sys.exit(f"No policy is exported: {error}")
+    export_onnx(model, args.onnx, args.deterministic)
     difference = largest_difference(model, args.onnx)
     print(f"{args.onnx}: {os.path.getsize(args.onnx)} bytes")
     print(f"largest difference from predict on 1000 observations: {difference:.1e} (actions scaled to [-1, 1])")
     if not difference <= TOLERANCE:  # also true for NaN
         sys.exit(f"At most {TOLERANCE} is allowed. Do not use the file, and please report the model's policy_kwargs.")
 
-    run, noise = open_session(args.onnx), np.zeros((1, model.actor.action_dim), dtype=np.float32)
+    session = open_session(args.onnx)
+    noise = None if args.deterministic else np.zeros((1, model.actor.action_dim), dtype=np.float32)
     observation = sample_observations(model.policy.observation_space, 1)
     predict_time = _milliseconds(lambda: model.predict(observation, deterministic=True))
-    onnx_time = _milliseconds(lambda: run(observation, noise))
+    onnx_time = _milliseconds(lambda: run_session(session, observation, noise))
     print(f"time of one action: {predict_time:.3f} ms by predict, {onnx_time:.3f} ms by onnxruntime")
 
 

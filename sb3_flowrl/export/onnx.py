@@ -1,13 +1,12 @@
 """
 The policy as an ONNX file, for inference without PyTorch.
 
-The file maps observations and noise to actions, including all preprocessing.
+The file maps observations, and noise unless it is deterministic, to actions. It includes all preprocessing.
 """
 
 import importlib
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,20 +42,25 @@ class _Inference(nn.Module):
         self.register_buffer("action_low", th.as_tensor(actor.action_space.low, device=actor.device))
         self.register_buffer("action_high", th.as_tensor(actor.action_space.high, device=actor.device))
 
-    def forward(self, observation: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+    def forward(self, observation: PyTorchObs, noise: th.Tensor | None = None) -> th.Tensor:
         """
         Compute actions.
 
         :param observation: observations, ``(B, *obs_shape)``
-        :param noise: base samples, ``(B, A)``; zeros give the deterministic action
+        :param noise: base samples, ``(B, A)``; None and zeros give the deterministic action
         :return: actions in the action space, ``(B, *action_shape)``
         """
         low, high = self.action_low, self.action_high
+        if noise is None:
+            first = next(iter(observation.values())) if isinstance(observation, dict) else observation
+            noise = th.zeros(len(first), self.actor.action_dim, device=first.device, dtype=th.float32)
         scaled = self.actor.flow(self.actor.features(observation), noise).reshape(-1, *low.shape)
         return (low + 0.5 * (scaled + 1.0) * (high - low)).clamp(low, high)  # as BoundedActionPolicy.unscale_action does
 
 
-def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> None:
+def export_onnx(
+    policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str], deterministic: bool = False
+) -> None:
     """
     Write the policy as an ONNX file.
 
@@ -64,13 +68,13 @@ def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.Path
 
     - ``observation``, ``(B, *obs_shape)``, of the observation space's type, but float32 for floating-point numbers. A Dict
       space has one such input under each of its keys instead.
-    - ``noise``, ``(B, A)``, float32. Pass standard normal samples for a stochastic action, or leave it out for the
-      deterministic action.
+    - ``noise``, ``(B, A)``, float32. Pass standard normal samples for stochastic actions, or zeros for deterministic ones.
 
     Its output is ``action``, ``(B, *action_shape)``.
 
     :param policy_or_model: a ``FlowRL`` model, its policy, or its actor
     :param path: file to write. An existing file is replaced completely or not at all
+    :param deterministic: whether to write a file without the input ``noise``, which gives the deterministic action only
     :raises ValueError: for a model with VecNormalize, and for a Dict space with a key that the graph uses, such as "noise"
     :raises ImportError: if onnx or onnxscript is not installed
     """
@@ -79,73 +83,50 @@ def export_onnx(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.Path
     actor = inference_actor(policy_or_model)
     observation, dynamic = _example(actor)
     names = list(observation) if isinstance(observation, dict) else ["observation"]
+    noise = [] if deterministic else [th.zeros(2, actor.action_dim, device=actor.device, dtype=th.float32)]
+    noise_names = ["noise"] * len(noise)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own parts, and that all inputs share one batch axis
         program = th.onnx.export(
             _Inference(actor).eval(),
-            (observation, th.zeros(2, actor.action_dim, device=actor.device, dtype=th.float32)),
-            input_names=[*names, "noise"],
+            (observation, *noise),
+            input_names=[*names, *noise_names],
             output_names=["action"],
-            dynamic_shapes=(dynamic, {0: "batch"}),
+            dynamic_shapes=(dynamic, *({0: "batch"} for _ in noise)),
             dynamo=True,
             verbose=False,
         )
     assert program is not None  # for mypy
     model = program.model_proto  # each access makes a new one
     graph = model.graph
-    _make_noise_optional(graph, names[0], actor.action_dim)
-    inner_names = {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node))
+    inner_names = {"noise", *(tensor.name for tensor in graph.initializer)}.union(*(node.output for node in graph.node))
     if taken := sorted(inner_names.intersection(names)):
         raise ValueError(f"The observation space has the keys {taken} that the ONNX graph uses itself. Rename these keys.")
     write_atomically(path, model.SerializeToString())
 
 
-def _make_noise_optional(graph: Any, observation_name: str, action_dim: int) -> None:
-    """
-    Let the noise default to zeros, with one row that serves all observations.
-
-    torch's exporter does not support defaults.
-
-    :param graph: the ONNX graph, changed in place
-    :param observation_name: an input whose first axis is the number of observations
-    :param action_dim: A
-    """
-    from onnx import helper, numpy_helper
-
-    for node in graph.node:
-        node.input[:] = ["noise_of_each" if name == "noise" else name for name in node.input]
-    repeat_noise = [
-        helper.make_node("Shape", [observation_name], ["noise_rows"], start=0, end=1),
-        helper.make_node("Concat", ["noise_rows", "noise_columns"], ["noise_shape"], axis=0),
-        helper.make_node("Expand", ["noise", "noise_shape"], ["noise_of_each"]),
-    ]
-    for index, node in enumerate(repeat_noise):
-        graph.node.insert(index, node)
-    graph.initializer.append(numpy_helper.from_array(np.array([action_dim]), "noise_columns"))
-    graph.initializer.append(numpy_helper.from_array(np.zeros((1, action_dim), dtype=np.float32), "noise"))  # the default
-    graph.input[-1].type.tensor_type.shape.dim[0].dim_param = "noise_batch"
-
-
 def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> float:
     """
-    Compare an ONNX file with its policy on 1000 random observations, with and without noise.
+    Compare an ONNX file with its policy on 1000 random observations, with and without noise if the file takes noise.
 
     :param policy_or_model: the ``FlowRL`` model, policy or actor that the file was written from, on the CPU
     :param path: the ONNX file
     :return: the largest absolute difference between the file's and ``predict``'s actions, both scaled to [-1, 1]
     :raises ImportError: if onnxruntime is not installed
     """
-    actor, run = inference_actor(policy_or_model), open_session(path)
+    actor, session = inference_actor(policy_or_model), open_session(path)
+    takes_noise = any(node.name == "noise" for node in session.get_inputs())
     differences = []
     for seed in range(10):
         observation = sample_observations(actor.observation_space, 100)
-        for deterministic in (True, False):
+        for deterministic in (True, False) if takes_noise else (True,):
             with th.random.fork_rng(devices=[]):
                 th.manual_seed(seed)
                 expected, _ = actor.predict(observation, deterministic=deterministic)
                 th.manual_seed(seed)  # to draw the noise that predict drew
                 noise = (th.zeros if deterministic else th.randn)(100, actor.action_dim, dtype=th.float32)
-            differences.append(actor.scale_action(run(observation, noise.numpy())) - actor.scale_action(expected))
+            actions = run_session(session, observation, noise.numpy() if takes_noise else None)
+            differences.append(actor.scale_action(actions) - actor.scale_action(expected))
     return float(np.abs(differences).max())
 
 
@@ -179,25 +160,32 @@ def sample_observations(space: spaces.Space[Any], n: int) -> Any:
     return np.stack([space.sample() for _ in range(n)])
 
 
-def open_session(path: str | os.PathLike[str]) -> Callable[[Any, np.ndarray], np.ndarray]:
+def open_session(path: str | os.PathLike[str]) -> Any:
     """
-    Open an ONNX file as a function of observations and noise.
+    Open an ONNX file on the CPU.
 
     :param path: the ONNX file
-    :return: the function, from ``(B, *obs_shape)`` and ``(B, A)`` to actions, ``(B, *action_shape)``
+    :return: onnxruntime's session
     :raises ImportError: if onnxruntime is not installed
     """
     onnxruntime = _import("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # more threads only get in each other's way with such small networks
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
 
-    def run(observation: Any, noise: np.ndarray) -> np.ndarray:
-        inputs = observation if isinstance(observation, dict) else {"observation": observation}
-        inputs = {name: value.astype(_input_type(value.dtype)) for name, value in inputs.items()}
-        return session.run(["action"], {**inputs, "noise": noise})[0]
 
-    return run
+def run_session(session: Any, observation: Any, noise: np.ndarray | None = None) -> np.ndarray:
+    """
+    Compute actions with an ONNX file.
+
+    :param session: the file's session, see :func:`open_session`
+    :param observation: observations, ``(B, *obs_shape)``
+    :param noise: base samples, ``(B, A)``, if the file takes them
+    :return: actions, ``(B, *action_shape)``
+    """
+    inputs = observation if isinstance(observation, dict) else {"observation": observation}
+    inputs = {name: value.astype(_input_type(value.dtype)) for name, value in inputs.items()}
+    return session.run(["action"], inputs if noise is None else {**inputs, "noise": noise})[0]
 
 
 def _import(name: str) -> Any:

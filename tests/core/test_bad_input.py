@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer
 from tests.models import make_model, parameters
@@ -51,6 +52,60 @@ def test_total_timesteps(value):
     with pytest.raises(ValueError, match="must be a whole number of steps, such as 1_000_000 or 1e6"):
         model.learn(value)
     assert model.num_timesteps == 0
+
+
+@pytest.mark.parametrize("algorithm", [SAC, FlowRL])
+def test_one_dict_of_arguments_serves_sac_and_flowrl(algorithm):
+    shared = dict(policy="MlpPolicy", env="Pendulum-v1", use_sde=False, buffer_size=100, policy_kwargs=dict(net_arch=[8]))
+    assert not algorithm(**shared).use_sde
+
+
+@pytest.mark.parametrize(
+    "argument, value, error_type, message",
+    [
+        ("use_sde", True, ValueError, "use_sde=True must be False: FlowRL has no gSDE"),
+        ("ent_coef", "auto", TypeError, "'ent_coef'. FlowRL has no entropy. spread_coef, 'auto' by default, takes its place"),
+        ("target_entropy", -1, TypeError, "'target_entropy'. FlowRL has no entropy. target_spread takes its place"),
+        ("target_update_interval", 2, TypeError, "at every policy_delay-th update"),
+        (
+            "batch_sise",
+            64,
+            TypeError,
+            r"FlowRL\(\) got an unexpected keyword argument 'batch_sise'. Did you mean 'batch_size'",
+        ),
+    ],
+)
+def test_arguments_of_sac_and_misspelled_ones(argument, value, error_type, message):
+    with pytest.raises(error_type, match=message):
+        FlowRL("MlpPolicy", "Pendulum-v1", **{argument: value})
+
+
+def foreign_env(module: str) -> gym.Env:
+    """An environment whose class comes from a package that is not installed here."""
+    return type("Batch", (ActionSpaceEnv,), {"__module__": module})(spaces.Box(-1, 1, (1,)))
+
+
+@pytest.mark.parametrize(
+    "make_env, message",
+    [
+        (lambda: gym.make_vec("Pendulum-v1", num_envs=2), r"is a vector environment of gymnasium.*make_vec_env.*n_envs=2"),
+        (lambda: foreign_env("envpool.python.gymnasium_envpool"), "is a batch of EnvPool's environments. Wrap it in a VecEnv"),
+        (lambda: foreign_env("mujoco_playground._src.mjx_env"), "is an environment of MuJoCo Playground"),
+    ],
+)
+def test_environments_with_another_interface(make_env, message):
+    with pytest.raises(ValueError, match=message):
+        FlowRL("MlpPolicy", make_env())
+
+
+def test_bounds_that_are_too_wide_for_a_squashed_policy_are_warned_of(recwarn):
+    wide = spaces.Box(np.array([-1.0, -100.0], np.float32), np.array([1.0, 100.0], np.float32))
+    with pytest.warns(UserWarning, match=r"as wide as -100 to 100.*TransformAction.*RescaleAction"):
+        make_model(ActionSpaceEnv(wide))
+    recwarn.clear()
+    make_model(gym.wrappers.RescaleAction(ActionSpaceEnv(wide), -1.0, 1.0))
+    make_model(ActionSpaceEnv(spaces.Box(0.0, 100.0, (1,))))
+    assert not [each for each in recwarn.list if "as wide as" in str(each.message)]
 
 
 class ActionSpaceEnv(gym.Env):

@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_flowrl import FlowActorCriticPolicy, FlowRL, losses, paper_arguments, reference_arguments, update
+from sb3_flowrl import FlowActorCriticPolicy, FlowRL, losses, paper_arguments, reference_arguments, update, v0_1_arguments
 from sb3_flowrl.networks import FlowActor
 from tests.models import (
     SMALL,
@@ -85,6 +85,19 @@ def test_presets_train(arguments):
     model = FlowRL("MlpPolicy", "Pendulum-v1", **{**arguments, "learning_starts": 50, "buffer_size": 1_000, "seed": 0})
     model.learn(60)
     assert all(th.isfinite(value).all() for value in parameters(model).values())
+
+
+def test_presets_take_overrides_of_arguments_and_of_single_policy_kwargs():
+    paper = paper_arguments(6)
+    changed = paper_arguments(6, learning_rate=1e-4, seed=3, policy_kwargs=dict(net_arch=[16]))
+    assert changed == {
+        **paper,
+        "learning_rate": 1e-4,
+        "seed": 3,
+        "policy_kwargs": {**paper["policy_kwargs"], "net_arch": [16]},
+    }
+    for arguments in (reference_arguments, v0_1_arguments):
+        assert arguments(gamma=0.9) == {**arguments(), "gamma": 0.9}
 
 
 def test_presets_differ_where_paper_and_code_differ():

@@ -388,6 +388,7 @@ INVALID: dict[str, st.SearchStrategy[Any]] = dict(
     target_spread=st.one_of(OUTSIDE_0_TO_1, st.sampled_from([0, 1]), st.floats(0.61, 1), st.floats(0, 0.029)),
     precision=no_choice_of("auto", "float32", "float32_fast", "bfloat16"),
     compile=no_choice_of("auto").filter(lambda value: not isinstance(value, (bool, np.bool_))),
+    use_sde=NO_BOOL | st.just(True),
     stats_window_size=st.one_of(BELOW_1, st.just(np.int64(3))),
     policy_kwargs=NO_DICT,
     seed=st.one_of(

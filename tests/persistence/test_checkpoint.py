@@ -192,6 +192,43 @@ def test_a_stopped_run_goes_on_as_one_that_never_saved_anything(run, tmp_path):
     assert_same_run(run_fingerprint(resumed), whole)
 
 
+def learn_until_stopped(model: FlowRL, total: int, folder: Path, stop_at: int) -> None:
+    """As a callback such as SB3's StopTrainingOnRewardThreshold stops a run."""
+    stop = ConvertCallback(lambda *_: model.num_timesteps < stop_at)
+    callbacks = [ResumableCheckpointCallback(folder, 200), stop]
+    model.learn(total - model.num_timesteps, callback=callbacks, reset_num_timesteps=False)
+    assert model.num_timesteps < total
+
+
+@pytest.mark.filterwarnings("error:The environment does not start")
+@pytest.mark.parametrize("run", ["pendulum", "normalized", "action noise", "her"])
+def test_a_run_that_a_callback_stopped_within_an_episode_goes_on_as_one_that_never_stopped(run, tmp_path):
+    make_env, policy, kwargs = RUNS[run]
+    whole = run_fingerprint(make_model(make_env(), policy, **kwargs).learn(420))
+    learn_until_stopped(make_model(make_env(), policy, **kwargs), 420, tmp_path, stop_at=305)
+    resumed = FlowRL.load_checkpoint(tmp_path, make_env(), device="cpu")
+    assert 200 <= resumed.num_timesteps < 305
+    learn_until_stopped(resumed, 420, tmp_path, stop_at=312)  # before the next checkpoint
+    assert_same_run(run_fingerprint(resume_and_finish(make_env(), 420, tmp_path)), whole)
+
+
+def test_nothing_is_lost_of_a_run_that_a_callback_stopped(tmp_path):
+    first = make_model()
+    learn_until_stopped(first, 420, tmp_path / "first", stop_at=150)
+    resumed = FlowRL.load_checkpoint(tmp_path / "first", "Pendulum-v1", device="cpu")  # no other checkpoint to go on from
+    assert resumed.num_timesteps == 150 and not (tmp_path / "first" / "stopped").exists()
+
+    model = make_model()
+    learn_until_stopped(model, 420, tmp_path / "run", stop_at=305)
+    at_the_stop = run_fingerprint(model)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000000-step-200"]
+    resumed = FlowRL.load_checkpoint(tmp_path / "run" / "stopped", "Pendulum-v1", device="cpu")
+    assert resumed.num_timesteps == 305
+    assert_same_run(run_fingerprint(resumed), at_the_stop)
+    resumed.learn(420 - 305, callback=ResumableCheckpointCallback(tmp_path / "run", 50), reset_num_timesteps=False)
+    assert list_checkpoints(tmp_path / "run")[-1].name.endswith("step-420")  # reached its end, also within an episode
+
+
 RESTARTED = {
     "noisy steps": (lambda: drift_envs(1, randomness="steps"), {}),
     "global generators": (lambda: drift_envs(1, randomness="global"), {}),

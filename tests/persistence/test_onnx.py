@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import VecNormalize
@@ -57,8 +57,7 @@ def test_the_file_gives_the_actions_of_predict(path, kwargs):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     space = policy.observation_space
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else ["observation"]
-    assert [node.name for node in session.get_inputs()] == keys
-    assert [(node.name, node.shape) for node in session.get_overridable_initializers()] == [("noise", ["noise_batch", 2])]
+    assert [node.name for node in session.get_inputs()] == [*keys, "noise"]
     assert all(node.shape[0] == "batch" for node in session.get_inputs() + session.get_outputs())
     for n in (1, 1000):
         obs = sample(space, n)
@@ -71,13 +70,33 @@ def test_the_file_gives_the_actions_of_predict(path, kwargs):
             actions = session.run(["action"], {**inputs, "noise": noise.numpy()})[0]
             assert actions.shape == expected.shape and actions.dtype == expected.dtype
             np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5)
-        # Without noise it is zeros, and one row of it serves all observations
-        one_row = {**inputs, "noise": np.zeros((1, 2), dtype=np.float32)}
-        np.testing.assert_array_equal(session.run(None, inputs)[0], session.run(None, one_row)[0])
     assert largest_difference(policy, path) < 1e-5
     with th.no_grad():
         policy.actor.velocity_net[-1].bias += 1e-3
     assert largest_difference(policy, path) > 1e-5
+
+
+@pytest.mark.parametrize("case", ["defaults", "everything changed"])
+def test_the_deterministic_file_takes_observations_only(path, case):
+    policy = make_policy(**CASES[case])
+    export_onnx(policy, path, deterministic=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert "noise" not in {node.name for node in session.get_inputs()}
+    obs = sample(policy.observation_space, 7)
+    expected, _ = policy.predict(obs, deterministic=True)
+    np.testing.assert_allclose(session.run(None, onnx_inputs(obs))[0], expected, rtol=0, atol=1e-5)
+    assert largest_difference(policy, path) < 1e-5
+    with th.no_grad():
+        policy.actor.velocity_net[-1].bias += 1e-3
+    assert largest_difference(policy, path) > 1e-5
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_loading_the_file_warns_of_nothing(path, capfd, deterministic):
+    export_onnx(make_policy(), path, deterministic)
+    capfd.readouterr()
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_file_is_of_float32_whatever_the_default_is(path):
@@ -108,7 +127,8 @@ def test_actions_have_their_shape_and_type_and_stay_inside_bounds_that_round_bad
     assert (actions == space.high).any() and (actions == space.low).any()
 
 
-def test_command(path, monkeypatch, capsys):
+@pytest.mark.parametrize("options", [[], ["--deterministic"]])
+def test_command(options, path, monkeypatch, capsys):
     model = FlowRL(
         "MultiInputPolicy",
         BitFlippingEnv(continuous=True),
@@ -117,7 +137,7 @@ def test_command(path, monkeypatch, capsys):
         policy_kwargs=dict(net_arch=[8]),
     )
     model.save(path.with_name("model.zip"))
-    monkeypatch.setattr(sys, "argv", ["export", str(path.with_name("model.zip")), str(path)])
+    monkeypatch.setattr(sys, "argv", ["export", str(path.with_name("model.zip")), str(path), *options])
     command.main()
     output = capsys.readouterr().out
     assert path.exists() and "largest difference from predict on 1000 observations" in output
@@ -129,6 +149,17 @@ def test_command(path, monkeypatch, capsys):
         command.main()
 
 
+@pytest.mark.parametrize(
+    "name, message", [("sac.zip", "another algorithm, with a policy of stable_baselines3.sac"), ("missing", "no file")]
+)
+def test_command_says_what_a_file_is_that_it_can_not_export(name, message, path, monkeypatch):
+    SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8])).save(path.with_name("sac.zip"))
+    monkeypatch.setattr(sys, "argv", ["export", str(path.with_name(name)), str(path)])
+    with pytest.raises(SystemExit, match=rf"No policy is exported: .*{name}.*{message}|{message}.*{name}"):
+        command.main()
+    assert not path.exists()
+
+
 def test_command_on_a_model_whose_buffer_saved_memory(path, monkeypatch):
     kwargs = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
     FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), **kwargs).save(path.with_name("model.zip"))
@@ -137,9 +168,10 @@ def test_command_on_a_model_whose_buffer_saved_memory(path, monkeypatch):
     assert path.exists()
 
 
-def test_a_key_that_the_graph_uses_itself(path):
-    space = spaces.Dict(tanh=spaces.Box(-1, 1, (2,)))
-    with pytest.raises(ValueError, match=r"keys \['tanh'\] .*\. Rename these keys"):
+@pytest.mark.parametrize("key", ["tanh", "noise"])
+def test_a_key_that_the_graph_uses_itself(path, key):
+    space = spaces.Dict({key: spaces.Box(-1, 1, (2,))})
+    with pytest.raises(ValueError, match=rf"keys \['{key}'\] .*\. Rename these keys"):
         export_onnx(make_policy(space, MultiInputPolicy), path)
     assert not path.exists()
 

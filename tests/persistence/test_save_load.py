@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
@@ -25,6 +26,14 @@ def test_save_and_load_restore_all_networks_and_optimizers(tmp_path):
     assert loaded.actor.ode_solver == "rk4" and loaded.actor.noise_clip is None and loaded.guidance == "reference"
     assert loaded._n_updates == model._n_updates and loaded.policy_kwargs == SMALL["policy_kwargs"]
     assert loaded.actor is loaded.policy.actor and loaded.behavior_value is loaded.policy.behavior_value
+
+
+def test_what_flowrl_did_not_save_is_named(tmp_path):
+    SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8])).save(tmp_path / "sac")
+    with pytest.raises(ValueError, match=r"sac holds a model of another algorithm, with a policy of stable_baselines3\.sac"):
+        FlowRL.load(tmp_path / "sac")
+    with pytest.raises(FileNotFoundError, match=r"no file '.*missing', nor one with \.zip added"):
+        FlowRL.load(tmp_path / "missing")
 
 
 def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):

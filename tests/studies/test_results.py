@@ -1,5 +1,6 @@
 """Test what the repository holds of the studies' results."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from studies import estimates
+from studies import figures as figures_module
 from studies.figures import MAX_SVG_BYTES
 from studies.records import RESULTS, ROOT, Folders
 from studies.report import write_report
@@ -29,6 +32,21 @@ def test_report_made_again_changes_nothing(tmp_path):
     for path in figures:
         # Other versions of matplotlib draw other files from the same numbers
         assert (again / path).read_bytes() == (kept / path).read_bytes() or not drawn_by_this_matplotlib(kept / path)
+
+
+def without_intervals(text: str) -> str:
+    return re.sub(r"-?[\d.,]+ to -?[\d.,]+", "", text)
+
+
+@pytest.mark.parametrize("name", ["swimmer", "precision"])
+def test_text_and_estimates_made_again_are_those_in_the_repository(name, tmp_path, monkeypatch):
+    """The quick half of the test above: few resamplings, and the figures as they are."""
+    monkeypatch.setattr(estimates, "REPLICATIONS", 50)
+    monkeypatch.setattr(figures_module, "_save", lambda figure, stem: next(stem.parent.glob(f"{stem.name}.*")))
+    kept, again = RESULTS / name, tmp_path / name
+    shutil.copytree(kept, again)
+    write_report(load_study(again / f"{name}.yml"), Folders(results=tmp_path))
+    assert without_intervals((again / "report.md").read_text()) == without_intervals((kept / "report.md").read_text())
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.yml")), ids=lambda path: path.stem)

@@ -236,11 +236,12 @@ def test_runs_of_other_defaults_are_not_added_to(tmp_path, folders, monkeypatch)
     write_atomically(folders.record(study.name, flowrl), json.dumps(record))
     with pytest.raises(StudyError, match=r"spread_coef was 0.0 and is 'auto'"):
         find_missing(study, folders)
+    constructor = inspect.unwrap(CLASSES["flowrl"].__init__)
     with monkeypatch.context() as patch:
-        patch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], spread_coef=0.0))
+        patch.setattr(constructor, "__defaults__", changed_default(CLASSES["flowrl"], spread_coef=0.0))
         assert find_missing(study, folders) == [sac]
     write_atomically(folders.record(study.name, flowrl), before)
-    monkeypatch.setattr(CLASSES["flowrl"].__init__, "__defaults__", changed_default(CLASSES["flowrl"], tau=0.005))
+    monkeypatch.setattr(constructor, "__defaults__", changed_default(CLASSES["flowrl"], tau=0.005))
     with pytest.raises(StudyError, match=r"flowrl_seed0.json is of another run .* tau was 0.95 and is 0.005"):
         find_missing(study, folders)
     including = make_study(tmp_path, "including", includes=[study.name])
