@@ -106,16 +106,17 @@ class GymnasiumVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        Read an attribute of the environments, or of the vector environment if it holds no separate ones.
+        Read an attribute of the environments.
 
         :param attr_name: name of the attribute
         :param indices: the environments; None means all
         :return: the values
+        :raises AttributeError: if they have no such attribute, or are no Python objects, as those of EnvPool and Playground
         """
-        if hasattr(self.env.unwrapped, "get_attr"):
-            values = self.env.unwrapped.get_attr(attr_name)
+        if attr_name == "render_mode":
+            values: Sequence[Any] = [self.env.render_mode] * self.num_envs
         else:
-            values = [getattr(self.env, attr_name)] * self.num_envs
+            values = self.env.unwrapped.get_attr(attr_name)  # type: ignore[attr-defined]
         return [values[index] for index in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

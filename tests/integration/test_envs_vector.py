@@ -10,6 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from sb3_flowrl import FlowRL
+from sb3_flowrl.envs.envpool import EnvPoolVectorEnv
 from sb3_flowrl.envs.vector import GymnasiumVecEnv
 
 
@@ -96,7 +97,7 @@ def test_flowrl_learns_the_same_as_in_a_dummy_vec_env():
 
 def test_a_vector_environment_that_resets_at_the_next_step_says_what_to_do():
     env = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
-    with pytest.raises(ValueError, match=r"CartPoleVectorEnv resets .* SAME_STEP.* vectorization_mode='sync'"):
+    with pytest.raises(ValueError, match=r"CartPoleVectorEnv resets .*SAME_STEP.* vectorization_mode='sync'"):
         GymnasiumVecEnv(env)
 
 
@@ -106,3 +107,38 @@ def test_attributes_and_methods_of_the_environments_can_be_reached():
     env.set_attr("count", 20, indices=[1])
     assert env.get_attr("count", indices=1) == [20] and len(env.get_attr("count")) == 3
     assert env.env_method("_observe", indices=[1])[0].tolist() == [20, 0]
+
+
+def make_pool(**arguments) -> GymnasiumVecEnv:
+    envpool = pytest.importorskip("envpool")
+    pool = envpool.make("Pendulum-v1", env_type="gymnasium", num_envs=3, seed=0, max_episode_steps=5, **arguments)
+    return GymnasiumVecEnv(EnvPoolVectorEnv(pool))
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered")
+def test_envpool_starts_episodes_at_once_and_keeps_their_last_observations():
+    env = make_pool()
+    previous, action = env.reset(), np.full((3, 1), 0.5, np.float32)
+    for step in range(1, 13):
+        observations, rewards, dones, infos = env.step(action)
+        assert dones.tolist() == [step % 5 == 0] * 3 and rewards.dtype == np.float32
+        last = np.stack([info.get("terminal_observation", observations[index]) for index, info in enumerate(infos)])
+        # Pendulum's angle moves on by its new velocity, also in the step that ends an episode
+        angle, before = np.arctan2(last[:, 1], last[:, 0]), np.arctan2(previous[:, 1], previous[:, 0])
+        turn = np.angle(np.exp(1j * (angle - before - 0.05 * last[:, 2])))
+        np.testing.assert_allclose(turn, 0, atol=1e-3)
+        assert all(info["TimeLimit.truncated"] == (step % 5 == 0) for info in infos)
+        previous = observations
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered")
+def test_flowrl_trains_on_envpool():
+    env = VecMonitor(make_pool())
+    model = FlowRL("MlpPolicy", env, learning_starts=30, policy_kwargs=dict(net_arch=[8]), gradient_steps=-1, device="cpu")
+    model.learn(60)
+    assert model._n_updates == 30 and len(model.ep_info_buffer) == 12
+
+
+def test_envpool_that_returns_some_environments_at_a_step_is_refused():
+    with pytest.raises(ValueError, match="batch_size=2 returns 2 of 3 environments at a step"):
+        make_pool(batch_size=2)
