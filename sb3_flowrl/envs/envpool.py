@@ -11,7 +11,9 @@ from gymnasium.vector.utils import batch_space
 
 class EnvPoolVectorEnv(VectorEnv[Any, Any, Any]):
     """
-    EnvPool's environments, which are no ``VectorEnv`` of gymnasium, for :class:`~sb3_flowrl.envs.vector.GymnasiumVecEnv`::
+    EnvPool's environments for :class:`~sb3_flowrl.envs.vector.GymnasiumVecEnv`.
+
+    ::
 
         pool = envpool.make("HalfCheetah-v4", env_type="gymnasium", num_envs=8, seed=0)
         env = GymnasiumVecEnv(EnvPoolVectorEnv(pool))

@@ -18,7 +18,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 class GymnasiumVecEnv(VecEnv):
     """
-    A vector environment of gymnasium for SB3's algorithms::
+    A vector environment of gymnasium for SB3's algorithms.
+
+    ::
 
         env = GymnasiumVecEnv(gym.make_vec("HalfCheetah-v5", num_envs=4))
         model = FlowRL("MlpPolicy", VecMonitor(env), gradient_steps=-1)
@@ -32,8 +34,8 @@ class GymnasiumVecEnv(VecEnv):
         # Gymnasium's own classes reset the environments of a mask in every mode; others promise it only where it is disabled
         if self._mode is AutoresetMode.NEXT_STEP and not isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             raise ValueError(
-                f"{type(env.unwrapped).__name__} resets an environment at the step after its last one, where SB3 would store a "
-                "step that never was. Make it with autoreset_mode=AutoresetMode.SAME_STEP, or, if it is made by "
+                f"{type(env.unwrapped).__name__} resets an environment at the step after its last one. SB3 would store that "
+                "as a step of the task. Make it with autoreset_mode=AutoresetMode.SAME_STEP, or, if it is made by "
                 "gymnasium.make_vec, with vectorization_mode='sync'."
             )
         self.env = DictInfoToList(env)
@@ -132,7 +134,9 @@ class GymnasiumVecEnv(VecEnv):
             values[index] = value
         self.env.unwrapped.set_attr(attr_name, values)  # type: ignore[attr-defined]
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         """
         Call a method of the environments. Gymnasium can only call all of them.
 
@@ -145,7 +149,9 @@ class GymnasiumVecEnv(VecEnv):
         values = self.env.unwrapped.call(method_name, *method_args, **method_kwargs)  # type: ignore[attr-defined]
         return [values[index] for index in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """
         Tell that no wrapper was found, because a vector environment can't be asked. Use ``VecMonitor``, not ``Monitor``.
 

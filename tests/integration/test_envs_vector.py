@@ -87,7 +87,8 @@ def test_an_environment_that_reuses_its_arrays_does_not_change_past_observations
 def test_flowrl_learns_the_same_as_in_a_dummy_vec_env():
     parameters = []
     for env in (GymnasiumVecEnv(SyncVectorEnv([Counter] * 2)), DummyVecEnv([Counter] * 2)):
-        model = FlowRL("MlpPolicy", VecMonitor(env), learning_starts=20, policy_kwargs=dict(net_arch=[8]), seed=0, device="cpu")
+        arguments = dict(learning_starts=20, policy_kwargs=dict(net_arch=[8]), seed=0, device="cpu")
+        model = FlowRL("MlpPolicy", VecMonitor(env), **arguments)
         model.learn(60)
         assert len(model.ep_info_buffer) > 5
         parameters.append([parameter.detach().numpy() for parameter in model.policy.parameters()])
