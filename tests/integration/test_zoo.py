@@ -28,8 +28,8 @@ from torch import nn
 from sb3_flowrl import FlowRL, zoo
 from sb3_flowrl.zoo import registration
 from sb3_flowrl.zoo.hub import complete_folder
-from tests import paper_tasks
 from sb3_flowrl.zoo.search_space import DEFAULT_TRIAL, convert_flowrl_params, sample_flowrl_params
+from tests import paper_tasks
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["learning_starts:100", "policy_kwargs:dict(net_arch=[16])", "buffer_size:5000"]
