@@ -197,6 +197,7 @@ def test_flowrl_takes_the_hyperparameters_of_each_entry(name, tmp_path):
         gym.make(env_id)
     except (gym.error.DependencyNotInstalled, gym.error.NameNotFound) as error:
         pytest.skip(str(error))
+    zoo.register()
     small = dict(buffer_size=50)
     manager = ExperimentManager(SimpleNamespace(), "flowrl", env_id, str(tmp_path), hyperparams=small, verbose=0, device="cpu")
     model, _ = manager.setup_experiment()
