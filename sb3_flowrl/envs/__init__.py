@@ -1,5 +1,5 @@
 """
-The benchmarks of the FlowRL paper as flat float32 environments.
+The benchmarks of the FlowRL paper, and MuJoCo Playground, as flat float32 environments.
 
 Importing this module registers their ids with gymnasium::
 
@@ -15,6 +15,7 @@ suite is missing, the error says what to install.
 from sb3_flowrl.envs import tasks as _tasks
 from sb3_flowrl.envs.missing import MissingSuiteError
 from sb3_flowrl.envs.registry import register_env as _register_env
+from sb3_flowrl.envs.registry import register_vector_env as _register_vector_env
 
 __all__ = ["MissingSuiteError", "register"]
 
@@ -36,6 +37,8 @@ def register() -> None:
             _register_env(f"{robot}-{name}-v0", "humanoid_bench:HumanoidBenchEnv", limit, **arguments)
     for env_id in _tasks.MYOSUITE:
         _register_env(env_id, "myosuite:make", myosuite_id=env_id)
+    for name in _tasks.PLAYGROUND:
+        _register_vector_env(f"playground/{name}", "playground:PlaygroundVectorEnv", name=name)
 
 
 register()

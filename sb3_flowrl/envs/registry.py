@@ -30,6 +30,18 @@ def register_env(env_id: str, entry_point: str, max_episode_steps: int | None = 
     gym.register(env_id, entry_point=f"{PACKAGE}.{entry_point}", max_episode_steps=max_episode_steps, kwargs=kwargs)
 
 
+def register_vector_env(env_id: str, entry_point: str, **kwargs: Any) -> None:
+    """
+    Register environments that exist only side by side, for ``gymnasium.make_vec``.
+
+    :param env_id: the id
+    :param entry_point: as in :func:`register_env`
+    :param kwargs: arguments for that callable
+    """
+    gym.registry.pop(env_id, None)
+    gym.register(env_id, vector_entry_point=f"{PACKAGE}.{entry_point}", kwargs=kwargs)
+
+
 @contextmanager
 def ids_kept() -> Iterator[None]:
     """Keep our ids while a suite is imported, without gymnasium's warnings that the suite overrides them."""

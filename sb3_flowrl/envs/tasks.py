@@ -78,3 +78,16 @@ MYOSUITE = [
         "ReorientOOD-v0",
     ),
 ]
+
+# mujoco_playground.registry.ALL_ENVS
+PLAYGROUND = (
+    "AcrobotSwingup AcrobotSwingupSparse BallInCup CartpoleBalance CartpoleBalanceSparse CartpoleSwingup "
+    "CartpoleSwingupSparse CheetahRun FingerSpin FingerTurnEasy FingerTurnHard FishSwim HopperHop HopperStand HumanoidStand "
+    "HumanoidWalk HumanoidRun PendulumSwingup PointMass ReacherEasy ReacherHard SwimmerSwimmer6 WalkerRun WalkerStand "
+    "WalkerWalk ApolloJoystickFlatTerrain BarkourJoystick BerkeleyHumanoidJoystickFlatTerrain "
+    "BerkeleyHumanoidJoystickRoughTerrain G1JoystickFlatTerrain G1JoystickRoughTerrain Go1JoystickFlatTerrain "
+    "Go1JoystickRoughTerrain Go1Getup Go1Handstand Go1Footstand H1InplaceGaitTracking H1JoystickGaitTracking Op3Joystick "
+    "SpotFlatTerrainJoystick SpotGetup SpotJoystickGaitTracking T1JoystickFlatTerrain T1JoystickRoughTerrain AlohaHandOver "
+    "AlohaSinglePegInsertion PandaPickCube PandaPickCubeOrientation PandaPickCubeCartesian PandaOpenCabinet "
+    "PandaRobotiqPushCube LeapCubeReorient LeapCubeRotateZAxis AeroCubeRotateZAxis"
+).split()

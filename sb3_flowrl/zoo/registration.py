@@ -60,10 +60,20 @@ def complete_exp_manager(module: ModuleType) -> None:
 
 
 def complete_push_to_hub(module: ModuleType) -> None:
-    """Restore a function of ``huggingface_sb3.push_to_hub`` that rl_zoo3 imports and version 3.2 renamed."""
+    """
+    Restore a function of ``huggingface_sb3.push_to_hub`` that rl_zoo3 imports and version 3.2 renamed.
+
+    In rl_zoo3's command ``push_to_hub``, also complete what it uploads (:mod:`sb3_flowrl.zoo.hub`).
+    """
     if not hasattr(module, "generate_metadata"):
         generate = module._generate_metadata
         module.generate_metadata = lambda *args: generate(*args).to_dict()  # type: ignore[attr-defined]
+    if any(argument.endswith("push_to_hub") for argument in sys.orig_argv):
+        import huggingface_hub
+
+        from sb3_flowrl.zoo.hub import HubApi
+
+        huggingface_hub.HfApi = HubApi
 
 
 _COMPLETIONS = {

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ pytest.importorskip("rl_zoo3")
 
 import optuna
 import yaml
+from huggingface_hub import ModelCard
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -24,6 +26,7 @@ from torch import nn
 
 from sb3_flowrl import FlowRL, zoo
 from sb3_flowrl.zoo import registration, tune
+from sb3_flowrl.zoo.hub import complete_folder
 from sb3_flowrl.zoo.search_space import DEFAULT_TRIAL, convert_flowrl_params, sample_flowrl_params
 from tests import paper_tasks
 
@@ -73,10 +76,9 @@ def test_train_takes_the_packaged_hyperparameters(trained):
     output = module("rl_zoo3.train", "--algo", "flowrl", "--env", "Pendulum-v1", "-n", "10", "-f", "other", cwd=trained)
     assert f"Loading hyperparameters from: {zoo.hyperparams_file()}" in output
     assert "'learning_starts', 1000" in output
-    output = module(
-        "rl_zoo3.train", "--algo", "flowrl", "--env", "MountainCarContinuous-v0", "-n", "10", "-f", "other", cwd=trained
-    )
-    assert "Using 'default' hyperparameters" in output
+    if paper_tasks.installed("mujoco"):
+        output = module("rl_zoo3.train", "--algo", "flowrl", "--env", "Hopper-v5", "-n", "10", "-f", "other", cwd=trained)
+        assert "Using 'default' hyperparameters" in output
 
 
 def test_train_goes_on(trained):
@@ -140,18 +142,65 @@ def test_push_to_hub_and_the_console_script(trained):
     assert "flowrl" in output
 
 
-def test_hyperparams_file_lists_the_environments_it_should():
-    entries = yaml.safe_load(zoo.hyperparams_file().read_text())
-    tasks = "InvertedPendulum InvertedDoublePendulum Hopper HalfCheetah Walker2d Ant Swimmer Humanoid".split()
-    expected = {f"{task}-{version}" for task in tasks for version in ("v4", "v5")}
-    expected |= {"default", "Pendulum-v1", "BipedalWalker-v3", "LunarLanderContinuous-v3"}
-    expected |= {*paper_tasks.ALL, "dmc/walker-walk-v0"}
-    assert set(entries) == expected
-    for name, shared_entry in entries.items():
-        entry = dict(shared_entry)
-        policy_kwargs = eval(entry.pop("policy_kwargs", "{}"))
-        assert entry.pop("n_timesteps") >= 20_000, name
-        FlowRL(env="Pendulum-v1", buffer_size=1, policy_kwargs=policy_kwargs, **entry)
+OFFLINE_HUB = """
+from huggingface_hub import HfApi
+
+HfApi.create_repo = lambda self, **kwargs: "https://huggingface.co/someone"
+HfApi.snapshot_download = lambda self, repo_id, local_dir: local_dir.mkdir(parents=True)
+HfApi.upload_folder = lambda self, *, repo_id, folder_path, **kwargs: print(f"uploaded {folder_path} to {repo_id}")
+"""
+
+
+@pytest.mark.parametrize("command", [["rl_zoo3.push_to_hub"], ["sb3_flowrl.zoo", "push_to_hub"]], ids=" ".join)
+def test_push_to_hub_says_how_to_install_flowrl_and_adds_a_safe_policy(trained, tmp_path, command):
+    (tmp_path / "sitecustomize.py").write_text(OFFLINE_HUB)
+    search_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = [*command, "--algo", "flowrl", "--env", "Pendulum-v1", "-f", str(trained / "logs"), "--exp-id", "1"]
+    arguments += ["-orga", "someone", "-name", "agent", "--no-render"]
+    output = module(*arguments, cwd=tmp_path, environment={"PYTHONPATH": search_path})
+    assert "uploaded hub/agent to someone/agent" in output
+
+    card = ModelCard.load(tmp_path / "hub" / "agent" / "README.md")
+    assert {"sb3-flowrl", "stable-baselines3", "Pendulum-v1"} <= set(card.data.tags)
+    assert 'pip install "sb3-flowrl[zoo,safe]"' in card.text and "pip install rl_zoo3" not in card.text
+    assert "--env Pendulum-v1 -orga someone -name agent" in card.text and "https://arxiv.org/abs/2506.12811" in card.text
+    assert "('learning_starts', 100)" in card.text  # rl_zoo3's list of hyperparameters
+    assert 'hf_hub_download("someone/agent", "policy.safetensors")' in card.text
+    policy = FlowRL.load_policy_safe(tmp_path / "hub" / "agent" / "policy.safetensors", device="cpu")
+    model = FlowRL.load(trained / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip", device="cpu")
+    observations = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    expected, _ = model.predict(observations, deterministic=True)
+    assert np.array_equal(policy.predict(observations, deterministic=True)[0], expected)
+
+
+def test_push_to_hub_leaves_the_cards_of_other_algorithms_as_they_are(tmp_path):
+    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "sac-Pendulum-v1.zip").touch()
+    complete_folder(tmp_path, "someone/agent")
+    assert (tmp_path / "README.md").read_text() == "a card"
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "sac-Pendulum-v1.zip"}
+
+
+HYPERPARAMS = yaml.safe_load(zoo.hyperparams_file().read_text())
+
+
+def test_each_entry_of_the_hyperparams_file_says_what_the_default_does_not():
+    assert [name for name, entry in HYPERPARAMS.items() if name != "default" and entry == HYPERPARAMS["default"]] == []
+    assert all(entry["n_timesteps"] >= 20_000 for entry in HYPERPARAMS.values())
+
+
+@pytest.mark.parametrize("name", HYPERPARAMS)
+def test_flowrl_takes_the_hyperparameters_of_each_entry(name, tmp_path):
+    env_id = "Hopper-v5" if name == "default" else name
+    try:
+        gym.make(env_id)
+    except (gym.error.DependencyNotInstalled, gym.error.NameNotFound) as error:
+        pytest.skip(str(error))
+    zoo.register()
+    small = dict(buffer_size=50)
+    manager = ExperimentManager(SimpleNamespace(), "flowrl", env_id, str(tmp_path), hyperparams=small, verbose=0, device="cpu")
+    model, _ = manager.setup_experiment()
+    assert isinstance(model, FlowRL) and model.gamma == HYPERPARAMS[name].get("gamma", 0.99)
 
 
 # -------------------------------------------------------------------------------------------------------------------- the hook
