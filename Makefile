@@ -4,10 +4,10 @@ LINT_PATHS = sb3_flowrl/ tests/ examples/ benchmarks/ studies/ docs/ setup.py
 .PHONY: test test-slow lint type format study report docs device-dry-run
 
 test:
-	python -m pytest -m "not slow"
+	python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow:
-	python -m pytest -m slow
+	python -m pytest -n 2 --dist loadfile -m slow
 
 lint:
 	ruff check $(LINT_PATHS)

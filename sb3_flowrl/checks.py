@@ -52,11 +52,12 @@ _ARGUMENTS_OF_SAC = {
 #: Packages whose environments have another interface, and how to train in them.
 _OTHER_PACKAGES = {
     "envpool": (
-        "is a batch of EnvPool's environments. Wrap it in a VecEnv, as VecAdapter does in EnvPool's examples/sb3_examples."
+        "is a batch of EnvPool's environments. Wrap it: sb3_flowrl.envs.vector.GymnasiumVecEnv("
+        "sb3_flowrl.envs.envpool.EnvPoolVectorEnv(pool))."
     ),
     "mujoco_playground": (
-        "is an environment of MuJoCo Playground, whose reset and step are functions of a state. Wrap it in a VecEnv that "
-        "holds the states of several environments."
+        "is an environment of MuJoCo Playground, whose reset and step are functions of a state. Import sb3_flowrl.envs, and "
+        'make it as sb3_flowrl.envs.vector.GymnasiumVecEnv(gymnasium.make_vec("playground/CheetahRun", num_envs=16)).'
     ),
 }
 
@@ -642,8 +643,8 @@ def _as_gymnasium_env(env: Any) -> Env:
             raise ValueError(f"env={env!r} {advice}")
     if isinstance(env, VectorEnv):
         raise ValueError(
-            f"env={env!r} is a vector environment of gymnasium. Make the environments with SB3 instead: "
-            f'stable_baselines3.common.env_util.make_vec_env("Pendulum-v1", n_envs={env.num_envs}), with your own id.'
+            f"env={env!r} is a vector environment of gymnasium. Wrap it in sb3_flowrl.envs.vector.GymnasiumVecEnv, or make the "
+            "environments with stable_baselines3.common.env_util.make_vec_env."
         )
     try:
         return _patch_env(env)

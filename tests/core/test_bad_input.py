@@ -88,8 +88,14 @@ def foreign_env(module: str) -> gym.Env:
 @pytest.mark.parametrize(
     "make_env, message",
     [
-        (lambda: gym.make_vec("Pendulum-v1", num_envs=2), r"is a vector environment of gymnasium.*make_vec_env.*n_envs=2"),
-        (lambda: foreign_env("envpool.python.gymnasium_envpool"), "is a batch of EnvPool's environments. Wrap it in a VecEnv"),
+        (
+            lambda: gym.make_vec("Pendulum-v1", num_envs=2),
+            r"is a vector environment of gymnasium\. Wrap it in .*GymnasiumVecEnv, or.*make_vec_env",
+        ),
+        (
+            lambda: foreign_env("envpool.python.gymnasium_envpool"),
+            r"is a batch of EnvPool's environments\. Wrap it: .*EnvPoolVectorEnv",
+        ),
         (lambda: foreign_env("mujoco_playground._src.mjx_env"), "is an environment of MuJoCo Playground"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command ``sb3-flowrl``, as ``python -m sb3_flowrl``. Fresh environments test the script (``test_zoo_install``)."""
+"""The command ``sb3-flowrl``, as ``python -m sb3_flowrl.zoo.command``. Fresh environments test the script (``test_zoo_install``)."""
 
 import importlib.util
 import subprocess
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from sb3_flowrl import FlowRL
-from sb3_flowrl.__main__ import COMMANDS, main
+from sb3_flowrl.zoo.command import COMMANDS, main
 
 #: An argument of each command.
 OPTIONS = {"train": "--algo", "enjoy": "--load-best", "tune": "--workers", "export": "model"}
 
 
 def sb3_flowrl(*arguments: str, cwd: Path) -> str:
-    command = [sys.executable, "-m", "sb3_flowrl", *arguments]
+    command = [sys.executable, "-m", "sb3_flowrl.zoo.command", *arguments]
     result = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert result.returncode == 0, result.stdout
     return result.stdout

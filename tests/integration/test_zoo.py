@@ -364,7 +364,7 @@ def test_optimize_with_pruning_in_two_threads(tmp_path):
 
 @pytest.mark.parametrize("storage", ["study.log", pytest.param("sqlite:///study.db", marks=pytest.mark.slow)])
 def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
-    command = ["-m", "sb3_flowrl", "tune", "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
+    command = ["-m", "sb3_flowrl.zoo.command", "tune", "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
     command += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's
     command += ["--workers", "2", "--folder", ".", "--storage", storage]
     n_trials = 3
@@ -484,7 +484,7 @@ def test_tune_has_a_journal_of_its_own_and_knows_sqlite(tmp_path, monkeypatch, s
 
 @pytest.mark.slow
 def test_a_killed_workers_trial_is_tried_again(tmp_path):
-    command = [sys.executable, "-m", "sb3_flowrl", "tune", "--timesteps", "1500", "--learning-starts", "500"]
+    command = [sys.executable, "-m", "sb3_flowrl.zoo.command", "tune", "--timesteps", "1500", "--learning-starts", "500"]
     command += ["--trials", "3", "--evaluations", "1", "--folder", str(tmp_path)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
     killed = None
