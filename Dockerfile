@@ -2,7 +2,7 @@
 #
 #     docker build -t sb3-flowrl .
 #     docker run --rm -v "$PWD/runs:/sb3-flowrl/runs" sb3-flowrl python examples/train_mujoco.py
-#     docker run --rm sb3-flowrl python -m pytest -m "not slow"
+#     docker run --rm sb3-flowrl python -m pytest -n 2 --dist loadfile -m "not slow"
 FROM python:3.11-slim
 
 # EGL with a software renderer for videos; git and make for the tests and the Makefile

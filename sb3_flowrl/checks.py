@@ -643,8 +643,8 @@ def _as_gymnasium_env(env: Any) -> Env:
             raise ValueError(f"env={env!r} {advice}")
     if isinstance(env, VectorEnv):
         raise ValueError(
-            f"env={env!r} is a vector environment of gymnasium. Wrap it in sb3_flowrl.envs.vector.GymnasiumVecEnv, or make the "
-            "environments with stable_baselines3.common.env_util.make_vec_env."
+            f"env={env!r} is a vector environment of gymnasium. Wrap it in sb3_flowrl.envs.vector.GymnasiumVecEnv, or make "
+            "the environments with stable_baselines3.common.env_util.make_vec_env."
         )
     try:
         return _patch_env(env)

@@ -88,7 +88,7 @@ class GymnasiumVecEnv(VecEnv):
                 self.reset_infos[index] = reset_info
             return observations, infos
         for index in np.flatnonzero(dones):
-            infos[index]["terminal_observation"] = _pick(observations, index)
+            infos[index]["terminal_observation"] = _pick(observations, int(index))
         first, reset_infos = self.env.reset(options={"reset_mask": dones})
         for index in np.flatnonzero(dones):
             self.reset_infos[index] = reset_infos[index]  # type: ignore[index]

@@ -73,7 +73,7 @@ def complete_push_to_hub(module: ModuleType) -> None:
 
         from sb3_flowrl.zoo.hub import HubApi
 
-        huggingface_hub.HfApi = HubApi
+        huggingface_hub.HfApi = HubApi  # type: ignore[misc]
 
 
 _COMPLETIONS = {

@@ -1,4 +1,4 @@
-"""The command ``sb3-flowrl``, as ``python -m sb3_flowrl.zoo.command``. Fresh environments test the script (``test_zoo_install``)."""
+"""The command ``sb3-flowrl`` as a module. ``test_zoo_install`` tests the script in fresh environments."""
 
 import importlib.util
 import subprocess
