@@ -51,10 +51,10 @@ class _Inference(nn.Module):
         :return: actions in the action space, ``(B, *action_shape)``
         """
         low, high = self.action_low, self.action_high
+        features = self.actor.features(observation)
         if noise is None:
-            first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-            noise = th.zeros(len(first), self.actor.action_dim, device=first.device, dtype=th.float32)
-        scaled = self.actor.flow(self.actor.features(observation), noise).reshape(-1, *low.shape)
+            noise = features.new_zeros(features.shape[0], self.actor.action_dim)
+        scaled = self.actor.flow(features, noise).reshape(-1, *low.shape)
         return (low + 0.5 * (scaled + 1.0) * (high - low)).clamp(low, high)  # as BoundedActionPolicy.unscale_action does
 
 
@@ -83,26 +83,29 @@ def export_onnx(
     actor = inference_actor(policy_or_model)
     observation, dynamic = _example(actor)
     names = list(observation) if isinstance(observation, dict) else ["observation"]
-    noise = [] if deterministic else [th.zeros(2, actor.action_dim, device=actor.device, dtype=th.float32)]
-    noise_names = ["noise"] * len(noise)
+    _check_keys(names, {"noise"})
+    noise = None if deterministic else th.zeros(2, actor.action_dim, device=actor.device, dtype=th.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own parts, and that all inputs share one batch axis
         program = th.onnx.export(
             _Inference(actor).eval(),
-            (observation, *noise),
-            input_names=[*names, *noise_names],
+            (observation, noise),
+            input_names=names if deterministic else [*names, "noise"],
             output_names=["action"],
-            dynamic_shapes=(dynamic, *({0: "batch"} for _ in noise)),
+            dynamic_shapes=(dynamic, None if deterministic else {0: "batch"}),
             dynamo=True,
             verbose=False,
         )
     assert program is not None  # for mypy
     model = program.model_proto  # each access makes a new one
     graph = model.graph
-    inner_names = {"noise", *(tensor.name for tensor in graph.initializer)}.union(*(node.output for node in graph.node))
-    if taken := sorted(inner_names.intersection(names)):
-        raise ValueError(f"The observation space has the keys {taken} that the ONNX graph uses itself. Rename these keys.")
+    _check_keys(names, {tensor.name for tensor in graph.initializer}.union(*(node.output for node in graph.node)))
     write_atomically(path, model.SerializeToString())
+
+
+def _check_keys(names: list[str], used: set[str]) -> None:
+    if taken := sorted(used.intersection(names)):
+        raise ValueError(f"The observation space has the keys {taken} that the ONNX graph uses itself. Rename these keys.")
 
 
 def largest_difference(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os.PathLike[str]) -> float:
