@@ -95,7 +95,7 @@ def test_frames(env_id, shape, fps, tmp_path, request):
 @needs_renderer
 @paper_tasks.needs_dmc
 def test_a_video(tmp_path):
-    moviepy = pytest.importorskip("moviepy")  # gymnasium writes videos with it
+    moviepy = pytest.importorskip("moviepy", minversion="2")  # gymnasium writes videos with it; MyoSuite has version 1
     result = python(VIDEO, "dmc/walker-walk-v0", str(tmp_path))
     assert result.returncode == 0, result.stderr
     with moviepy.VideoFileClip(str(tmp_path / "rl-video-episode-0.mp4")) as video:
