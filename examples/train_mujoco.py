@@ -32,7 +32,10 @@ def make_video_env(env_id: str) -> gym.Env:
     env = gym.make(env_id, render_mode="rgb_array")
     model = getattr(env.unwrapped, "model", None)
     cameras = [model.camera(index).name for index in range(getattr(model, "ncam", 0))]
-    return gym.make(env_id, render_mode="rgb_array", camera_name="track") if "track" in cameras else env
+    if "track" not in cameras:
+        return env
+    env.close()
+    return gym.make(env_id, render_mode="rgb_array", camera_name="track")
 
 
 def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
