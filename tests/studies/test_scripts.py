@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from studies.figures import NAMES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +29,7 @@ def test_learning_curves(algo, tmp_path):
     assert all(len(point[mode]) == 2 for point in record["curve"] for mode in ("deterministic", "stochastic"))
     assert "is finished" in run_script("learning_curves", *run)
     table = run_script("learning_curves", "report", "--at", "10", "30", *common)
-    assert f"| {algo} seed 0 | stochastic | -" in table
+    assert f"| {NAMES[algo]} seed 0 | stochastic | -" in table
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
