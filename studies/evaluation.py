@@ -5,6 +5,7 @@ Evaluate a policy while it is trained, without any effect on the training.
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from sb3_flowrl import FlowRL
 from sb3_flowrl.diagnostics.callback import DiagnosticsCallback
 from sb3_flowrl.execution import own_random_numbers
 
@@ -89,12 +91,20 @@ class Evaluate(BaseCallback):
     :param env: as many environments as an evaluation has episodes; nothing else may use them
     :param tell: called at every step with the number of steps done
     :param instruments: additional measurements, if any
+    :param best_policy: safe file for the policy of the best evaluation, for a model that can write one
     :raises ValueError: when training starts, if its environments step past the evaluations
     """
 
-    def __init__(self, run: Run, env: VecEnv, tell: Callable[[int], None], instruments: Instruments | None = None):
+    def __init__(
+        self,
+        run: Run,
+        env: VecEnv,
+        tell: Callable[[int], None],
+        instruments: Instruments | None = None,
+        best_policy: Path | None = None,
+    ):
         super().__init__()
-        self.run, self.env, self.tell, self.instruments = run, env, tell, instruments
+        self.run, self.env, self.tell, self.instruments, self.best_policy = run, env, tell, instruments, best_policy
 
     def _init_callback(self) -> None:
         if self.instruments is not None:
@@ -130,6 +140,7 @@ class Evaluate(BaseCallback):
             if any(ways.values()):
                 point[WAYS] = ways
             self.journal["evaluations"].append(point)
+            self._keep_best_policy()
             self._count_time("evaluation_seconds")
         if self.instruments is not None:
             self.instruments.on_step()
@@ -141,6 +152,17 @@ class Evaluate(BaseCallback):
         if self.instruments is not None:
             self.instruments.on_training_end()
             self._count_time("evaluation_seconds")
+
+    def _keep_best_policy(self) -> None:
+        """Save the policy if no earlier evaluation was better."""
+        mode = next(iter(self.run.modes))
+        returns = [np.mean(point[mode]) for point in self.journal["evaluations"]]
+        if isinstance(self.model, FlowRL) and self.best_policy is not None and returns[-1] >= max(returns):
+            self.best_policy.parent.mkdir(exist_ok=True)
+            try:
+                self.model.save_policy_safe(self.best_policy)
+            except (ImportError, ValueError) as error:  # no safetensors, or an actor of another kind; the run goes on
+                print(f"The policy is not kept: {error}")
 
     def _play(self, policy: PolicyPredictor, deterministic: bool) -> tuple[list[float], list[str | None]]:
         """Play the episodes, and return their returns and, if the environment reports them, their ways in the same order."""

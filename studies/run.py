@@ -40,7 +40,8 @@ def execute(run: Run, scratch: Path, device: str = "cpu", command: str = "") -> 
     Do a run, or the rest of it.
 
     :param run: the run
-    :param scratch: folder of this run alone, for its checkpoints; delete it when the run's record is safe
+    :param scratch: folder of this run alone, for its checkpoints; delete it when the run's record is safe. The policy of the
+        best evaluation stays in the folder ``policies`` beside it
     :param device: torch's name of the device
     :param command: the user's command, for the record
     :return: the run's record: specification, arguments down to the defaults, evaluations, versions, times
@@ -125,7 +126,7 @@ def train(manager: Manager, model: OffPolicyAlgorithm, run: Run, scratch: Path) 
     evaluation_env = manager.create_envs(run.evaluation.episodes, eval_env=True)
     instruments = make_instruments(run, manager) if run.diagnose else None
     manager.callbacks += [
-        Evaluate(run, evaluation_env, note_progress(scratch), instruments),
+        Evaluate(run, evaluation_env, note_progress(scratch), instruments, best_policy_of(scratch)),
         CheckpointAnyAlgorithm(checkpoints, CHECKPOINT_EVERY, keep=1),
     ]
     try:
@@ -133,6 +134,16 @@ def train(manager: Manager, model: OffPolicyAlgorithm, run: Run, scratch: Path) 
     finally:
         evaluation_env.close()
     return model
+
+
+def best_policy_of(scratch: Path) -> Path:
+    """
+    Return the path of the safe file for the policy of a run's best evaluation, which stays when the run is finished.
+
+    :param scratch: the run's folder
+    :return: the path
+    """
+    return scratch.parent / "policies" / f"{scratch.name}.safetensors"
 
 
 def make_instruments(run: Run, manager: Manager) -> Instruments:

@@ -10,15 +10,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from rl_zoo3.utils import ALGOS as CLASSES
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_flowrl import FlowRL
 from studies import run as run_module
 from studies import runner
 from studies.arguments import as_plain_data
+from studies.evaluation import FIRST_EVALUATION_SEED
 from studies.records import Folders, without_folders, write_atomically
-from studies.run import execute
+from studies.run import best_policy_of, execute
 from studies.runner import Resources, find_missing, run_study
 from studies.study import Run, Study, StudyError
 from tests.studies.made_up import finish, make_study
@@ -80,6 +85,17 @@ def test_interrupted_run_ends_as_if_it_had_not_been(algo, tmp_path, monkeypatch)
     assert learned(resumed) == learned(whole) and resumed["random_returns"] == whole["random_returns"]
     assert [point["step"] for point in whole["evaluations"]] == [200, 400, 600]
     assert resumed["n_updates"] == whole["n_updates"] > 50
+
+
+def test_the_policy_of_the_best_evaluation_is_kept(tmp_path):
+    run = make_run(tmp_path, "flowrl")
+    record = execute(run, tmp_path / "run")
+    best = max(record["evaluations"], key=lambda point: np.mean(point["deterministic"]))
+    policy = FlowRL.load_policy_safe(best_policy_of(tmp_path / "run"))
+    env = make_vec_env("Pendulum-v1", n_envs=run.evaluation.episodes)
+    env.seed(FIRST_EVALUATION_SEED + 1_000 * run.seed)
+    returns, _ = evaluate_policy(policy, env, run.evaluation.episodes, return_episode_rewards=True)
+    np.testing.assert_allclose(returns, best["deterministic"], atol=0.01)
 
 
 def test_checkpoints_leave_no_trace_in_flowrl(tmp_path, monkeypatch):
