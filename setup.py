@@ -1,4 +1,4 @@
-"""What pyproject.toml can't say: a package outside its parent's folder, and start-up files beside the packages."""
+"""What pyproject.toml can't say: packages outside their parent's folder, and start-up files beside the packages."""
 
 from setuptools import Distribution, find_packages, setup
 
@@ -20,8 +20,8 @@ class DistributionWithStartupFiles(Distribution):
 
 
 setup(
-    packages=[*find_packages(include=["sb3_flowrl", "sb3_flowrl.*"]), "sb3_flowrl.hyperparams"],
-    package_dir={"sb3_flowrl.hyperparams": "hyperparams"},
+    packages=[*find_packages(include=["sb3_flowrl", "sb3_flowrl.*"]), "sb3_flowrl.hyperparams", "sb3_flowrl.agents"],
+    package_dir={"sb3_flowrl.hyperparams": "hyperparams", "sb3_flowrl.agents": "agents"},
     data_files=[("", ["sb3_flowrl/zoo/sb3_flowrl.pth", "sb3_flowrl/zoo/sb3_flowrl.start"])],
     cmdclass={"install_data": InstallStartupFiles},
     distclass=DistributionWithStartupFiles,

@@ -8,8 +8,6 @@ The default takes a few minutes on two processor cores.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,24 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_flowrl import FlowRL
-
-
-def make_video_env(env_id: str) -> gym.Env:
-    """
-    Make an environment whose frames follow the robot.
-
-    Gymnasium 1.4 renders from a camera that stays where it is, unless the model's own camera is named.
-
-    :param env_id: the environment
-    :return: the environment, rendered from its MuJoCo model's camera "track" if there is one
-    """
-    env = gym.make(env_id, render_mode="rgb_array")
-    model = getattr(env.unwrapped, "model", None)
-    cameras = [model.camera(index).name for index in range(getattr(model, "ncam", 0))]
-    if "track" not in cameras:
-        return env
-    env.close()
-    return gym.make(env_id, render_mode="rgb_array", camera_name="track")
+from sb3_flowrl.play import make_env
 
 
 def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
@@ -47,10 +28,8 @@ def record_video(model: FlowRL, env_id: str, folder: Path) -> Path | None:
     :param folder: the folder for the video
     :return: the video file, or None if nothing can render
     """
-    if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     try:
-        env = make_video_env(env_id)
+        env = make_env(env_id, "rgb_array")
         env = RecordVideo(env, str(folder), episode_trigger=lambda i: i == 0, name_prefix="flowrl", disable_logger=True)
         evaluate_policy(model, env, n_eval_episodes=1, warn=False)
         env.close()

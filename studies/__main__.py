@@ -6,6 +6,7 @@ Examples::
     python -m studies run smoke            # skips finished runs, resumes interrupted ones
     python -m studies report smoke         # makes tables, figures and pages from the finished runs' files alone
     python -m studies cost paper           # estimates processor hours from measured updates a second
+    python -m studies agents               # plays the published agents again, for their cards and animations
 
 A study is a file, or the name of one in studies/definitions.
 """
@@ -60,6 +61,14 @@ def cost(args: argparse.Namespace) -> bool:
     return True
 
 
+def agents(args: argparse.Namespace) -> bool:
+    """Publish agents: their files, cards, animations and page."""
+    from .agents import publish
+
+    publish(args.add, args.episodes)
+    return True
+
+
 def _rate(text: str) -> tuple[str, float]:
     label, _, number = text.partition("=")
     try:
@@ -97,6 +106,13 @@ def main() -> None:
     costing.set_defaults(action=cost)
     costing.add_argument("study")
     costing.add_argument("--rate", type=_rate, action="append", default=[], help="updates a second, such as sac=13.1")
+
+    publishing = commands.add_parser("agents", help="play the published agents again, and write their cards and animations")
+    publishing.set_defaults(action=agents)
+    publishing.add_argument(
+        "--add", type=Path, nargs=2, action="append", default=[], metavar=("RECORD", "POLICY"), help="first add a run's agent"
+    )
+    publishing.add_argument("--episodes", type=int, default=20, help="episodes in each mode (%(default)s)")
 
     running.add_argument("study")
     reporting.add_argument("studies", nargs="*", metavar="study", help="(default: all that have results)")

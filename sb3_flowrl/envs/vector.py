@@ -48,7 +48,7 @@ class GymnasiumVecEnv(VecEnv):
 
         :return: the observations
         """
-        observations, self.reset_infos = self.env.reset(seed=self._seeds, options=self._options[0] or None)  # type: ignore
+        observations, self.reset_infos = self.env.reset(seed=self._seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self._reset_seeds()
         self._reset_options()
         return _copy(observations)

@@ -4,6 +4,7 @@ The command ``sb3-flowrl``.
     sb3-flowrl train --env HalfCheetah-v5 --progress    train with rl_zoo3
     sb3-flowrl enjoy --env HalfCheetah-v5 -f logs       play what rl_zoo3 trained
     sb3-flowrl tune --env Pendulum-v1                   tune with rl_zoo3 and Optuna in several processes
+    sb3-flowrl play HalfCheetah-v4                      watch a trained agent of ours
     sb3-flowrl export model.zip policy.onnx             write a saved model's policy as an ONNX file
 
 ``sb3-flowrl <command> --help`` lists the arguments of a command. ``train`` and ``enjoy`` take those of rl_zoo3.
@@ -36,6 +37,7 @@ COMMANDS = {
     "train": Command("sb3_flowrl.zoo", ["train", "--algo", "flowrl"], "rl_zoo3", "zoo"),
     "enjoy": Command("sb3_flowrl.zoo", ["enjoy", "--algo", "flowrl"], "rl_zoo3", "zoo"),
     "tune": Command("sb3_flowrl.zoo.tune", [], "rl_zoo3", "zoo"),
+    "play": Command("sb3_flowrl.play", [], "safetensors", "safe"),
     "export": Command("sb3_flowrl.export", [], "onnxscript", "onnx"),
 }
 

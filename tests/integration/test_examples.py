@@ -9,28 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch as th
 
-from tests import paper_tasks
-from tests.integration.test_envs_rendering import BACKEND, needs_renderer, python
-
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-
-# The share of the frame that the robot takes 30 meters from where it started: what changes when it is hidden
-ROBOT_IN_FRAME = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import train_mujoco
-env = train_mujoco.make_video_env(sys.argv[2])
-env.reset(seed=0)
-env.render()  # a camera that does not follow looks at where the robot is now
-simulation = env.unwrapped
-position = simulation.data.qpos.copy()
-position[0] += 30
-simulation.set_state(position, simulation.data.qvel)
-frame = env.render()
-simulation.model.geom_rgba[simulation.model.geom_bodyid > 0, 3] = 0
-print((env.render() != frame).any(axis=-1).mean())
-"""
 
 
 def run_script(path: Path, *arguments: str) -> str:
@@ -93,12 +73,3 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert names["model"].num_timesteps == 5_000 and "Loaded at step 4000" in capsys.readouterr().out
     assert names["mean"] > -500  # random actions get about -1200
     assert Path("runs/notebook/video/flowrl-episode-0.mp4").stat().st_size > 10_000
-
-
-@needs_renderer
-@paper_tasks.needs_mujoco
-@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Walker2d-v4"])
-def test_the_video_follows_a_robot_that_runs_far(env_id):
-    result = python(ROBOT_IN_FRAME, str(EXAMPLES), env_id, MUJOCO_GL=BACKEND)
-    assert result.returncode == 0, result.stderr
-    assert float(result.stdout) > 0.01

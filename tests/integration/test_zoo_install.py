@@ -57,7 +57,7 @@ def source(tmp_path: Path) -> Path:
     )
     # without git's list (an unpacked archive) everything but the tests is needed
     files = listed.stdout.split("\0")[:-1] or [
-        str(path.relative_to(ROOT)) for top in ("sb3_flowrl", "hyperparams") for path in (ROOT / top).rglob("*.*")
+        str(path.relative_to(ROOT)) for top in ("sb3_flowrl", "hyperparams", "agents") for path in (ROOT / top).rglob("*.*")
     ] + ["setup.py", "pyproject.toml", "README.md"]
     for file in files:
         if (ROOT / file).is_file() and not file.startswith("tests/"):
