@@ -134,6 +134,16 @@ def make_strip(recorded: Mapping[str, Sequence[np.ndarray]]) -> list[np.ndarray]
     return [np.concatenate([_resize(frame, STRIP_HEIGHT) for frame in frames], axis=1) for frames in together]
 
 
+def grouped(number: float) -> str:
+    """
+    Write a number as the documentation does.
+
+    :param number: the number
+    :return: the rounded number, with a space between thousands
+    """
+    return f"{number:,.0f}".replace(",", " ")
+
+
 def describe_page(agents: Mapping[str, Agent]) -> str:
     """
     Write the part of the page that shows the agents.
@@ -148,9 +158,13 @@ def describe_page(agents: Mapping[str, Agent]) -> str:
     pictures = []
     for env_id, (policy, card) in agents.items():
         name = file_name(env_id)
-        means = [f"{card['returns'][mode]['mean']:,.0f} ± {card['returns'][mode]['std']:,.0f}" for mode in card["returns"]]
+        means = [
+            f"{grouped(card['returns'][mode]['mean'])} ± {grouped(card['returns'][mode]['std'])}" for mode in card["returns"]
+        ]
         link = f"[{policy.stat().st_size / 1e3:.0f} kB](../agents/{policy.name})"
-        lines.append(f"| {env_id} | {card['steps']:,} | {' | '.join(means)} | {card['seed']} | `{card['run']}` | {link} |")
+        lines.append(
+            f"| {env_id} | {grouped(card['steps'])} | {' | '.join(means)} | {card['seed']} | `{card['run']}` | {link} |"
+        )
         pictures.append(f"![{env_id}](images/agents/{name}.gif)")
     return "\n".join([*lines, "", *pictures])
 

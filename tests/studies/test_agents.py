@@ -39,7 +39,8 @@ def test_an_agent_is_published_with_its_card_animation_and_page(run, tmp_path):
     assert all(len(agent.card["returns"][mode]["returns"]) == 2 for mode in ("deterministic", "stochastic"))
     page = (tmp_path / "agents.md").read_text()
     assert page.startswith("Before\n") and page.endswith("\nAfter\n") and "old" not in page
-    assert f"| Pendulum-v1 | 20 | {agent.card['returns']['deterministic']['mean']:,.0f} ± " in page
+    assert f"| Pendulum-v1 | 20 | {agents.grouped(agent.card['returns']['deterministic']['mean'])} ± " in page
+    assert agents.grouped(12_345.6) == "12 346"
     for name, height in (("Pendulum-v1", agents.HEIGHT), ("strip", agents.STRIP_HEIGHT)):
         film = Image.open(tmp_path / "images" / f"{name}.gif")
         # frames that are the same count as one
