@@ -100,7 +100,10 @@ class Architecture:
 
     def flowrl_net_arch(self) -> dict[str, list[int]]:
         """:return: ``net_arch`` of FlowRL"""
-        return dict(pi=[self.width] * self.actor_layers, qf=[self.width] * self.critic_layers)
+        net_arch: dict[str, list[int]] = dict(pi=[self.width] * self.actor_layers, qf=[self.width] * self.critic_layers)
+        if self.flowrl == "defaults":  # Q_β* and V_β* are half as wide
+            net_arch["behavior"] = [self.width // 2] * self.critic_layers
+        return net_arch
 
     def peer_arguments(self) -> dict[str, Any]:
         """:return: keyword arguments of the peers"""
@@ -111,7 +114,7 @@ class Architecture:
 def paper_like_arguments() -> dict[str, Any]:
     """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
     policy_kwargs = {name: value for name, value in FORMER_POLICY_DEFAULTS.items() if name != "net_arch"}
-    return dict(learning_rate=3e-4, spread_coef=0.0, policy_kwargs=policy_kwargs)
+    return dict(learning_rate=3e-4, spread_coef=0.0, delay_behavior=False, policy_kwargs=policy_kwargs)
 
 
 ARCHITECTURES = {

@@ -23,7 +23,7 @@ from sb3_flowrl.diagnostics.dry_run import try_out
 from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
 from sb3_flowrl.flow import draw_noise
 from sb3_flowrl.guidance import GUIDANCES, Guidance
-from sb3_flowrl.legacy import policy_space
+from sb3_flowrl.legacy import DEFAULTS_VERSION, policy_space
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_flowrl.reward_scale import RewardScale, scale_of
@@ -74,8 +74,8 @@ class FlowRL(SavableAlgorithm):
     :param scale_rewards: whether to divide sampled rewards by a running scale of the discounted return, see
         ``sb3_flowrl.reward_scale``. Values then stay within about ±5, and ``w2_coef`` means the same on every task. It has no
         effect beside a VecNormalize that normalizes rewards
-    :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, as nothing else uses them. With
-        ``policy_delay=2`` this saves a fifth of an update's arithmetic
+    :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, since nothing else uses them. The paper
+        updates them every time
     :param actor_tau: weight of the actor in its moving average, at each of its steps. ``predict(deterministic=True)`` plays
         the average, which stays where the actor swings from update to update. Exploration and updates use the actor itself.
         ``None`` keeps no average
@@ -150,7 +150,7 @@ class FlowRL(SavableAlgorithm):
         n_steps: int = 1,
         policy_delay: int = 2,
         scale_rewards: bool = False,
-        delay_behavior: bool = False,
+        delay_behavior: bool = True,
         actor_tau: float | None = 0.01,
         flow_steps: int = 1,
         ode_solver: str = "midpoint",
@@ -191,8 +191,8 @@ class FlowRL(SavableAlgorithm):
         self.precision = precision
         self.compile = compile
         self.trained_on_normalized_obs = False
-        # Files without these attributes are old, see `legacy`
-        self.stores_defaults, self.has_sorted_keys = True, False
+        # Files that lack these attributes are old, see `legacy`
+        self.defaults_version, self.has_sorted_keys = DEFAULTS_VERSION, False
         self._generators_before_step = None
         if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
             used = dict(policy=policy, train_freq=train_freq, stats_window_size=stats_window_size, seed=seed, device=device)

@@ -1,11 +1,11 @@
 """
-Loading of files that were saved before version 0.1.
+Loading of files that were saved before version 0.2.
 
 Support for them ends on 2027-12-01. This module will then be removed.
 
-These files differ in four ways:
+These files differ in four ways. The last two apply only to files from before version 0.1.
 
-- They do not store the arguments that the user did not pass, and the defaults have changed since.
+- They do not store the arguments of the policy that the user did not pass, and the defaults have changed since.
 - They lack newer attributes.
 - They store parameters and moments separately for each network of a critic. Today these are stacked (see ``stacked.py``).
 - Their policies with Dict observations were built on a space with sorted keys.
@@ -31,11 +31,15 @@ from sb3_flowrl.stacked import StackedActivation, StackedMLP
 #: ``networks.<network>.<layer>.<name>``, the old form. Stacked parameters are called ``networks.<layer>.<name>``.
 _OLD_KEY = re.compile(r"networks\.\d+\.\d+\.\w+")
 
+#: The version of the policy's defaults, which each file stores as ``defaults_version``: 0 is from before 0.1, 1 is 0.1.
+DEFAULTS_VERSION = 2
 #: Attributes that a file may lack, and the values that are used instead.
 MISSING_ATTRIBUTES: dict[str, Any] = dict(
-    spread_coef=0.0, has_sorted_keys=True, scale_rewards=False, delay_behavior=False, actor_tau=None, stores_defaults=True
+    spread_coef=0.0, has_sorted_keys=True, scale_rewards=False, delay_behavior=False, actor_tau=None
 )
-#: Arguments of the policy that a file without ``stores_defaults`` may lack, and their defaults at that time.
+#: The policy's ``net_arch`` of version 1, where Q_β* and V_β* were as wide as Q_π.
+FORMER_NET_ARCH = [256, 256]
+#: The policy's defaults of version 0.
 FORMER_POLICY_DEFAULTS: dict[str, Any] = dict(
     net_arch=dict(pi=[512, 512], qf=[512, 512, 512]),
     activation_fn=dict(pi=nn.ELU, qf=nn.GELU),
@@ -52,7 +56,7 @@ def missing_attributes(saved: dict[str, Any]) -> dict[str, Any]:
     :return: their values by name, for the keyword arguments of SB3's ``load``
     """
     missing = {name: value for name, value in MISSING_ATTRIBUTES.items() if name not in saved}
-    return {**missing, "has_sorted_keys": _has_sorted_keys(saved)}
+    return {**missing, "has_sorted_keys": _has_sorted_keys(saved), "defaults_version": DEFAULTS_VERSION}
 
 
 def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
@@ -62,22 +66,28 @@ def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
     :param saved: the file's attributes, see :func:`read_attributes`
     :return: objects that replace the saved ones, for ``custom_objects`` of SB3's ``load``
     """
-    # Version 0.1 stored `has_former_defaults`, which was False for its own models
-    if not saved or "stores_defaults" in saved or saved.get("has_former_defaults", True) is False:
+    version = _defaults_version(saved)
+    if not saved or version == DEFAULTS_VERSION:
         return {}
     parts = json_to_data(json.dumps({name: saved[name] for name in ("policy_class", "policy_kwargs") if name in saved}))
     if not {"policy_class", "policy_kwargs"} <= parts.keys():  # SB3 reports which one can't be loaded
         return {}
     policy_class, given = parts["policy_class"], parts["policy_kwargs"]
     optimizer_class = given.get("optimizer_class", th.optim.Adam)
-    former = dict(FORMER_POLICY_DEFAULTS)
+    former = dict(FORMER_POLICY_DEFAULTS) if version == 0 else dict(net_arch=FORMER_NET_ARCH)
     if optimizer_class not in (th.optim.Adam, th.optim.AdamW):
-        del former["optimizer_kwargs"]
+        former.pop("optimizer_kwargs", None)
     own_defaults = inspect.signature(policy_class).parameters
     for name in list(former):
         if name in own_defaults and own_defaults[name].default is not None:  # the default of a custom policy class
             del former[name]
     return dict(policy_kwargs={**given, **{name: value for name, value in former.items() if given.get(name) is None}})
+
+
+def _defaults_version(saved: dict[str, Any]) -> int:
+    # Before `defaults_version`, files of version 1 stored `stores_defaults`, and those of 0.1 `has_former_defaults`
+    is_version_1 = "stores_defaults" in saved or saved.get("has_former_defaults", True) is False
+    return saved.get("defaults_version", int(is_version_1))
 
 
 def policy_arguments(saved: dict[str, Any]) -> dict[str, Any]:

@@ -25,14 +25,17 @@ from sb3_flowrl import legacy
 from sb3_flowrl.checks import POLICY_CHECKS, UnsupportedObservationSpaceError, check_arguments
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
 
-#: Widths of hidden layers, for all networks or by "pi" and "qf".
+#: Widths of hidden layers, for all networks or by "pi", "qf" and "behavior".
 NetArch = Sequence[int] | Mapping[str, Sequence[int]]
 #: A class such as nn.ReLU, or a function that creates a module.
 Activation = Callable[[], nn.Module]
 
 #: Values of the policy's arguments where ``None`` is passed; ``optimizer_kwargs`` are for Adam and AdamW only.
 POLICY_DEFAULTS: dict[str, Any] = dict(
-    net_arch=[256, 256], activation_fn=nn.ReLU, batch_norm=True, optimizer_kwargs=dict(betas=(0.5, 0.999), fused=True)
+    net_arch=dict(pi=[256, 256], qf=[256, 256], behavior=[128, 128]),
+    activation_fn=nn.ReLU,
+    batch_norm=True,
+    optimizer_kwargs=dict(betas=(0.5, 0.999), fused=True),
 )
 
 SelfFlowActorCriticPolicy = TypeVar("SelfFlowActorCriticPolicy", bound="FlowActorCriticPolicy")
@@ -51,7 +54,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param net_arch: Widths of the hidden layers, each one Linear → LayerNorm → activation (but see ``batch_norm``): a list for
         all networks, or ``dict(pi=[...], qf=[...])`` for the actor and for the critics and V_β*. A third key,
         ``behavior=[...]``, sets the widths of Q_β* and V_β*: they only serve the constraint, and may be smaller.
-        Default: ``[256, 256]``, as in SB3's SAC (the paper's Table 1 has ``dict(pi=[512, 512], qf=[512, 512, 512])``)
+        Default: ``dict(pi=[256, 256], qf=[256, 256], behavior=[128, 128])``, where SB3's SAC has ``[256, 256]`` (the paper's
+        Table 1: ``dict(pi=[512, 512], qf=[512, 512, 512])``)
     :param activation_fn: Activation function: one for all networks, or ``dict(pi=..., qf=...)``; each is a class, or a
         function that creates a module, such as ``functools.partial(nn.LeakyReLU, 0.2)``.
         Default: ``nn.ReLU`` (the authors use ``dict(pi=nn.ELU, qf=nn.GELU)``)
@@ -147,7 +151,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         )
 
         if net_arch is None:
-            net_arch = list(POLICY_DEFAULTS["net_arch"])
+            net_arch = {name: list(widths) for name, widths in POLICY_DEFAULTS["net_arch"].items()}
         if activation_fn is None:
             activation_fn = POLICY_DEFAULTS["activation_fn"]
         if batch_norm is None:

@@ -18,7 +18,7 @@ from typing import Any
 from rl_zoo3 import exp_manager
 
 from sb3_flowrl.export import safe_policy as safe
-from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
+from sb3_flowrl.legacy import FORMER_NET_ARCH, FORMER_POLICY_DEFAULTS
 from sb3_flowrl.policies import POLICY_DEFAULTS
 
 from .study import Run, Study, StudyError
@@ -146,9 +146,10 @@ def effective_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
     hyperparameters.pop("n_timesteps", None)  # from rl_zoo3's files; the study's steps override it
     if "w2_coef" in defaults:
         defaults = ADDED_SINCE | defaults
-        defaults |= what_none_means(
-            POLICY_DEFAULTS if defaults["policy_kwargs.batch_norm"] is None else FORMER_POLICY_DEFAULTS
-        )
+        former = FORMER_POLICY_DEFAULTS
+        if defaults["policy_kwargs.batch_norm"] is None:
+            former = POLICY_DEFAULTS if defaults["delay_behavior"] else {**POLICY_DEFAULTS, "net_arch": FORMER_NET_ARCH}
+        defaults |= what_none_means(former)
     defaults.pop("policy_kwargs", None)
     effective = defaults | name_policy_arguments(hyperparameters)
     effective = {name: value for name, value in effective.items() if (name, value) not in REMOVED_SINCE.items()}

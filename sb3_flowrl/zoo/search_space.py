@@ -9,10 +9,11 @@ from typing import Any
 import optuna
 from torch import nn
 
+#: Q_β* and V_β* are half as wide as Q_π, as by default.
 NET_ARCHS = {
-    "small": [64, 64],
-    "medium": [256, 256],
-    "big": [400, 300],
+    "small": dict(pi=[64, 64], qf=[64, 64], behavior=[32, 32]),
+    "medium": dict(pi=[256, 256], qf=[256, 256], behavior=[128, 128]),
+    "big": dict(pi=[400, 300], qf=[400, 300], behavior=[200, 150]),
 }
 ACTOR_ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU}
 CRITIC_ACTIVATIONS = {"gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU}

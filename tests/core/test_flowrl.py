@@ -134,7 +134,8 @@ def test_total_timesteps_may_be_a_whole_float():
 
 @pytest.mark.parametrize("policy_delay", [1, 3])
 def test_actor_and_targets_step_at_the_first_update_and_every_policy_delay_updates_across_calls(policy_delay):
-    model = trained_model(policy_delay=policy_delay, learning_starts=60, policy_kwargs=dict(net_arch=[16], batch_norm=False))
+    policy_kwargs = dict(net_arch=[16], batch_norm=False)
+    model = trained_model(policy_delay=policy_delay, learning_starts=60, delay_behavior=False, policy_kwargs=policy_kwargs)
     model._n_updates = 0
     moved = {"actor": [], "critic_target": [], "behavior_critic_target": [], "critic": [], "behavior_value": []}
     for gradient_steps in (1, 1, 1, 1, 1, 1, 1):
@@ -195,7 +196,8 @@ def test_terminations_end_the_return_and_time_outs_do_not(terminates, monkeypatc
 
 def test_n_step_discounts_reach_both_targets(monkeypatch):
     recorder = Recorder(monkeypatch, "bootstrap_target")
-    model = make_model(env=StepCountingEnv(terminates=True), n_steps=2, gamma=0.9, learning_starts=60).learn(65)
+    model = make_model(env=StepCountingEnv(terminates=True), n_steps=2, gamma=0.9, learning_starts=60, delay_behavior=False)
+    model.learn(65)
     recorder.calls.clear()
     model.train(1, batch_size=64)
     (rewards, dones, discounts, _), (behavior_rewards, behavior_dones, behavior_discounts, _) = recorder.calls
@@ -333,8 +335,9 @@ def test_each_network_extracts_its_own_features_as_in_sb3(batch_norm, share_feat
     calls = []
     forward = ScaleExtractor.forward
     monkeypatch.setattr(ScaleExtractor, "forward", lambda self, obs: calls.append(obs) or forward(self, obs))
-    # Of s: Q_π, Q_β*, its target, V_β*; of s': the actor, V_β*, and Q_π or its target. Then the actor, and Q_π in its loss
-    for steps_actor, passes in ((False, 7), (True, 9)):
+    # Of s: Q_π; of s': the actor, and Q_π or its target. With the actor's step: Q_β*, its target and V_β* of s, V_β* of s', the
+    # actor, and Q_π in its loss
+    for steps_actor, passes in ((False, 3), (True, 9)):
         model._n_updates = 0 if steps_actor else 1
         calls.clear()
         model.train(1, batch_size=8)

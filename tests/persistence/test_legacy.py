@@ -19,7 +19,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
-from sb3_flowrl import FlowActorCriticPolicy, FlowRL, flowrl
+from sb3_flowrl import FlowActorCriticPolicy, FlowRL, flowrl, v0_1_arguments
 from sb3_flowrl.export import load_policy_safe
 from sb3_flowrl.flow import FlowNoise
 from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS, stack_optimizer_state, stack_state_dict
@@ -110,12 +110,28 @@ def test_what_an_older_model_was_not_asked_for_is_as_it_was(policy, policy_kwarg
     former = {**FORMER_POLICY_DEFAULTS, **(dict(net_arch=[4]) if policy is NarrowPolicy else {})}
     model = FlowRL(policy, "Pendulum-v1", buffer_size=1, spread_coef=0.0, policy_kwargs=former)
     model.policy_kwargs = policy_kwargs  # all that such a file says
-    model.save(tmp_path / "old", exclude=["stores_defaults", "spread_coef"])
+    model.save(tmp_path / "old", exclude=["defaults_version", "spread_coef"])
     loaded = FlowRL.load(tmp_path / "old")
     assert [layer.out_features for layer in loaded.actor.velocity_net if isinstance(layer, nn.Linear)] == [*widths, 1]
     assert_same(parameters(model), parameters(loaded))
     assert "GELU" in str(loaded.critic.networks) and loaded.spread_coef == 0.0
     assert loaded.policy.optimizer_kwargs == dict(fused=True)
+
+
+@pytest.mark.parametrize("marker", [dict(stores_defaults=True), dict(has_former_defaults=False)])
+@pytest.mark.parametrize("policy_kwargs", [{}, dict(net_arch=None), dict(net_arch=[8]), dict(batch_norm=False)])
+def test_a_model_of_version_0_1_keeps_a_wide_behavior_critic(marker, policy_kwargs, tmp_path):
+    net_arch = policy_kwargs.get("net_arch") or [256, 256]
+    former = v0_1_arguments(buffer_size=1, policy_kwargs={**policy_kwargs, "net_arch": net_arch})
+    model = FlowRL("MlpPolicy", "Pendulum-v1", **former)
+    model.policy_kwargs = policy_kwargs  # all that such a file says
+    vars(model).update(marker)
+    model.save(tmp_path / "old", exclude=["defaults_version"])
+    loaded = FlowRL.load(tmp_path / "old")
+    assert_same(parameters(model), parameters(loaded))
+    assert not loaded.delay_behavior
+    loaded.save(tmp_path / "again")
+    assert_same(parameters(model), parameters(FlowRL.load(tmp_path / "again")))
 
 
 def test_a_model_that_is_set_up_later_has_todays_defaults():
@@ -125,7 +141,8 @@ def test_a_model_that_is_set_up_later_has_todays_defaults():
             self._setup_model()
 
     model = SetUpLater("MlpPolicy", "Pendulum-v1")
-    assert model.spread_coef == "auto" and model.critic_target is None and model.policy.net_arch == [256, 256]
+    assert model.spread_coef == "auto" and model.critic_target is None
+    assert model.policy.net_arch == dict(pi=[256, 256], qf=[256, 256], behavior=[128, 128])
 
 
 def test_a_policy_saved_alone_before_there_was_batch_norm_has_none(tmp_path):

@@ -137,7 +137,7 @@ def test_result_of_another_run_is_not_taken_for_this_one(tmp_path):
 @pytest.mark.parametrize("name", ["part1", "diagnosis", "precision", "ablations", "extras", "paper"])
 def test_studies_of_the_papers_constants_say_what_they_are(name):
     """Whatever the defaults are or become."""
-    former = dict(learning_rate=3e-4, spread_coef=0.0, actor_tau=None)
+    former = dict(learning_rate=3e-4, spread_coef=0.0, actor_tau=None, delay_behavior=False)
     former |= {key: value for key, value in what_none_means(FORMER_POLICY_DEFAULTS).items() if key != "policy_kwargs.net_arch"}
     for run in load_study(find_study(name)).runs():
         if run.algo == "flowrl":
