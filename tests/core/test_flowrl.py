@@ -335,8 +335,8 @@ def test_each_network_extracts_its_own_features_as_in_sb3(batch_norm, share_feat
     calls = []
     forward = ScaleExtractor.forward
     monkeypatch.setattr(ScaleExtractor, "forward", lambda self, obs: calls.append(obs) or forward(self, obs))
-    # Of s: Q_π; of s': the actor, and Q_π or its target. With the actor's step also Q_β*, its target and V_β* of s, V_β* of s',
-    # the actor, and Q_π in its loss
+    # Of s: Q_π; of s': the actor, and Q_π or its target. With the actor's step also Q_β*, its target and V_β* of s, V_β* of
+    # s', the actor, and Q_π in its loss
     for steps_actor, passes in ((False, 3), (True, 9)):
         model._n_updates = 0 if steps_actor else 1
         calls.clear()
