@@ -42,8 +42,8 @@ class FlowRL(SavableAlgorithm):
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations and three additions that together learn faster: batch normalization in Q_π
-    (``policy_kwargs``, see ``FlowActorCriticPolicy``), a term that keeps actions apart (``spread_coef``), and a faster Adam.
+    The defaults are the paper's equations, with a cheaper Q_β* and V_β* (``delay_behavior``), and three additions that learn
+    faster: a Q_π normalized by batch (see ``FlowActorCriticPolicy``), actions kept apart (``spread_coef``), and a faster Adam.
     ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code exactly.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
