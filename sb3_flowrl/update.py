@@ -124,9 +124,8 @@ def actor_loss(
         end_points = MATCHING_SPACES[settings.matching](batch.actions)
         points, path_velocities = straight_path(truncate_noise(noise.path, actor.noise_clip), end_points, noise.time)
         velocities = actor.velocity(noise.time, features, points)
-        if spread_coef is not None:
-            with th.no_grad():
-                others = actor.flow(features, noise.path)  # independent of `actions`
+        # Independent of `actions`. It needs its gradient: where both are close, each one's part is large and the two cancel
+        others = None if spread_coef is None else actor.flow(features, noise.path)
 
     errors = losses.flow_matching_error(velocities, path_velocities)
     weights = guidance_weights(settings, q_behavior, q_policy.detach())
@@ -140,10 +139,9 @@ def actor_loss(
         "q_policy": q_policy.mean(),
         "q_behavior": q_behavior.mean(),
     }
-    if spread_coef is not None:
-        terms["log_spread"] = log_spread = losses.log_spread(actions, others).mean()
-        # Both samples are alike, so that the whole gradient is on average twice the one through `actions`, which costs less
-        loss = loss - spread_coef * (2.0 * log_spread - log_spread.detach())
+    if spread_coef is not None and others is not None:
+        terms["log_spread"] = losses.log_spread(actions, others).mean()
+        loss = loss - spread_coef * terms["log_spread"]
     return loss, {"actor_loss": loss, **terms}
 
 

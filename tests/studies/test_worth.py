@@ -198,7 +198,7 @@ def test_studies_compare_these_algorithms():
             label: {
                 key: value
                 for key, value in made_with["hyperparameters"].items()
-                if key not in ("policy", "n_timesteps", "policy_kwargs", "precision", "learning_starts")
+                if key not in ("policy", "n_timesteps", "policy_kwargs", "precision", "learning_starts", "delay_behavior")
             }
             for label, made_with in first.items()
         }
