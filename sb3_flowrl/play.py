@@ -12,7 +12,6 @@ card: a JSON file that says how it was trained and what it returns.
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from gymnasium.error import DependencyNotInstalled, UnregisteredEnv
 from stable_baselines3.common.policies import BasePolicy
 
 import sb3_flowrl.envs  # noqa: F401  # registers its ids
-from sb3_flowrl.envs.rendering import choose_backend
+from sb3_flowrl.envs.rendering import choose_backend, has_screen
 from sb3_flowrl.export.safe_policy import load_policy_safe
 
 
@@ -239,8 +238,7 @@ def main() -> None:
 
 def _play(args: argparse.Namespace) -> None:
     path = args.policy or find_agent(args.env).policy
-    has_screen = not sys.platform.startswith("linux") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    render_mode = "rgb_array" if args.video else "human" if has_screen else None
+    render_mode = "rgb_array" if args.video else "human" if has_screen() else None
     env = make_env(args.env, render_mode)
     policy = load_policy_safe(path, device="cpu")
     if policy.observation_space.shape != env.observation_space.shape or policy.action_space.shape != env.action_space.shape:

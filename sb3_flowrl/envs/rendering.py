@@ -19,12 +19,21 @@ def choose_backend() -> None:
     a screen. They read the variable once, when they or MuJoCo are imported, so this must come before. A backend that does not
     work is not chosen, because dm_control could then not even be imported.
     """
-    if sys.platform != "linux" or any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
+    if has_screen() or os.environ.get("MUJOCO_GL"):
         return
     for backend, library in LIBRARIES.items():
         if _works(backend, library):
             os.environ["MUJOCO_GL"] = backend
             return
+
+
+def has_screen() -> bool:
+    """
+    Tell whether windows can be opened. Other systems than Linux are taken to have a screen.
+
+    :return: whether there is a screen
+    """
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _works(backend: str, library: str) -> bool:
