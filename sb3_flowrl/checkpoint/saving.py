@@ -4,6 +4,7 @@ Saving and loading FlowRL: SB3's zip files, exact checkpoints of a run, and file
 
 import inspect
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,10 +85,12 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :param force_reset: Force call to ``reset()`` before training
         :param kwargs: arguments of ``FlowRL`` to change, or attributes of the model
         :return: the model
-        :raises TypeError: for a keyword that is neither
+        :raises TypeError: for a keyword that is neither, or ``custom_objects`` that are not a dict
         :raises FileNotFoundError: if there is no such file
         :raises ValueError: if another algorithm saved the file
         """
+        if not isinstance(custom_objects, Mapping | None):
+            raise TypeError(f"custom_objects={custom_objects!r} must be a dict of objects by name, or None.")
         saved = _read_attributes(path)
         if kwargs:
             cls._check_keywords_of_load(kwargs, saved)

@@ -92,6 +92,8 @@ def test_exclude_include_and_custom_objects(tmp_path):
     loaded = FlowRL.load(tmp_path / "model", env=model.env, custom_objects=custom_objects)
     assert loaded.replay_buffer.size() == model.replay_buffer.size() == 70
     assert loaded.learning_rate == 1e-5 and loaded.lr_schedule(1) == 1e-5
+    with pytest.raises(TypeError, match=r"^custom_objects=tensor\(0.5000\) must be a dict of objects by name, or None.$"):
+        FlowRL.load(tmp_path / "model", custom_objects=th.tensor(0.5))
 
 
 def test_a_callable_guidance_is_saved(tmp_path):
