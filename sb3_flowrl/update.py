@@ -124,7 +124,6 @@ def actor_loss(
         end_points = MATCHING_SPACES[settings.matching](batch.actions)
         points, path_velocities = straight_path(truncate_noise(noise.path, actor.noise_clip), end_points, noise.time)
         velocities = actor.velocity(noise.time, features, points)
-        # Independent of `actions`. It needs its gradient: where both are close, each one's part is large and the two cancel
         others = None if spread_coef is None else actor.flow(features, noise.path)
 
     errors = losses.flow_matching_error(velocities, path_velocities)
