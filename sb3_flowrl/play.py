@@ -27,6 +27,9 @@ import sb3_flowrl.envs  # noqa: F401  # registers its ids
 from sb3_flowrl.envs.rendering import choose_backend, has_screen
 from sb3_flowrl.export.safe_policy import load_policy_safe
 
+#: MuJoCo's number for the type of a geometry that is a plane, ``mujoco.mjtGeom.mjGEOM_PLANE``.
+PLANE = 0
+
 
 class AgentError(Exception):
     """
@@ -118,15 +121,31 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
             env = gym.make(env_id, render_mode=render_mode)
             model = getattr(env.unwrapped, "model", None)
-            cameras = [model.camera(index).name for index in range(getattr(model, "ncam", 0))] if model else []
-            if render_mode is None or "track" not in cameras:
+            if render_mode is None or model is None:
                 return env
-            env.close()
-            return gym.make(env_id, render_mode=render_mode, camera_name="track")
+            if "track" in [model.camera(index).name for index in range(model.ncam)]:
+                env.close()
+                env = gym.make(env_id, render_mode=render_mode, camera_name="track")
+            _extend_floor(env)
+            return env
     except (UnregisteredEnv, ImportError) as error:
         raise AgentError(str(error)) from error
     except DependencyNotInstalled as error:
         raise AgentError(f"{error} Or install it with: pip install 'sb3-flowrl[mujoco]'") from error
+
+
+def _extend_floor(env: gym.Env[Any, Any]) -> None:
+    """
+    Draw an endless floor: fast robots soon run out of the part of it that gymnasium's models show.
+
+    The physics stays the same, because collisions treat every plane as endless.
+    """
+    model = env.unwrapped.model  # type: ignore[attr-defined]
+    for geom in (model.geom(index) for index in range(model.ngeom)):
+        if geom.type == PLANE and geom.size[:2].all():
+            if geom.matid >= 0:  # its texture is repeated so often on the whole plane, or on each meter of an endless one
+                model.mat_texrepeat[geom.matid] /= 2 * geom.size[:2]
+            geom.size[:2] = 0.0  # MuJoCo draws such a plane as far as the camera sees
 
 
 def play_episode(

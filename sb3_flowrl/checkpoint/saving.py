@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import legacy
 from sb3_flowrl.checkpoint.run_state import GeneratorStates, generator_states, load_newest_run, save_run
-from sb3_flowrl.checks import check_keywords
+from sb3_flowrl.checks import as_env, check_keywords
 from sb3_flowrl.execution import CapturedStep, as_saved
 from sb3_flowrl.export.safe_policy import load_policy_safe, save_policy_safe
 from sb3_flowrl.networks import FlowActor
@@ -66,7 +66,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
     def load(
         cls: type[SelfSavable],
         path: str | Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -77,8 +77,8 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         Load a model from a zip file, as in SB3. A model from before the defaults changed keeps its old defaults.
 
         :param path: path of the file (or a file-like object) to load the model from
-        :param env: the new environment to run the loaded model in, instead of any saved environment (can be None if you only
-            need prediction from a trained model)
+        :param env: the new environment to run the loaded model in, or its id (can be None if you only need prediction from a
+            trained model)
         :param device: Device on which the code should run.
         :param custom_objects: objects that replace the saved ones, by name
         :param print_system_info: Whether to print system info from the saved model and the current system info
@@ -91,6 +91,8 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         """
         if not isinstance(custom_objects, Mapping | None):
             raise TypeError(f"custom_objects={custom_objects!r} must be a dict of objects by name, or None.")
+        if isinstance(env, str):
+            env = as_env(env, verbose=0)
         saved = _read_attributes(path)
         if kwargs:
             cls._check_keywords_of_load(kwargs, saved)

@@ -83,6 +83,7 @@ def test_learning_goes_on_in_another_environment(tmp_path):
     loaded.set_env(make_vec_env("Pendulum-v1", n_envs=1))
     loaded.learn(60, reset_num_timesteps=False)
     assert loaded.num_timesteps == 130 and loaded._n_updates > model._n_updates
+    assert FlowRL.load(tmp_path / "model", env="Pendulum-v1").learn(60, reset_num_timesteps=False).num_timesteps == 130
 
 
 def test_exclude_include_and_custom_objects(tmp_path):
