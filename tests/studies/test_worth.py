@@ -190,16 +190,13 @@ def test_flowrl_imitates_by_the_name_of_the_guidance(tmp_path):
 
 
 def test_studies_compare_these_algorithms():
+    shared = {"policy", "n_timesteps", "policy_kwargs", "precision", "learning_starts", "actor_tau", "delay_behavior"}
     for name, steps in (("worth", 100_000), ("worth_modes", 20_000)):
         study = load_study(find_study(name))
         assert (study.steps, study.seeds, study.baselines) == (steps, [20, 21, 22], ["gaussian"])
         first = {run.label: resolve(run) for run in study.runs() if run.env == study.environments[0] and run.seed == 20}
         asked = {
-            label: {
-                key: value
-                for key, value in made_with["hyperparameters"].items()
-                if key not in ("policy", "n_timesteps", "policy_kwargs", "precision", "learning_starts", "delay_behavior")
-            }
+            label: {key: value for key, value in made_with["hyperparameters"].items() if key not in shared}
             for label, made_with in first.items()
         }
         assert asked == {
