@@ -33,7 +33,16 @@ SECONDS, HEIGHT, FRAMES_PER_SECOND = 5, 200, 20
 #: Height of the README's strip, which must stay below 2 MB, and the share of the frames that it has.
 STRIP_HEIGHT, STRIP_EVERY = 150, 2
 #: The agents in the strip, the first four that there are.
-STRIP = ("HalfCheetah-v4", "Humanoid-v4", "dmc/dog-run-v0", "dmc/walker-run-v0", "Walker2d-v4", "Ant-v4", "Hopper-v4")
+STRIP = (
+    "HalfCheetah-v4",
+    "Humanoid-v4",
+    "dmc/dog-run-v0",
+    "dmc/quadruped-walk-v0",
+    "dmc/walker-run-v0",
+    "Walker2d-v4",
+    "Ant-v4",
+    "Hopper-v4",
+)
 START, END = "<!-- agents: start -->", "<!-- agents: end -->"
 
 
