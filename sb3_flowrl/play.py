@@ -120,8 +120,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
             env = gym.make(env_id, render_mode=render_mode)
-            model = getattr(env.unwrapped, "model", None)
-            if render_mode is None or model is None:
+            model: Any = getattr(env.unwrapped, "model", None)
+            if render_mode is None or not hasattr(model, "ncam"):  # nothing to see, or not a model of MuJoCo's
                 return env
             if "track" in [model.camera(index).name for index in range(model.ncam)]:
                 env.close()
@@ -141,11 +141,11 @@ def _extend_floor(env: gym.Env[Any, Any]) -> None:
     The physics stays the same, because collisions treat every plane as endless.
     """
     model = env.unwrapped.model  # type: ignore[attr-defined]
-    for geom in (model.geom(index) for index in range(model.ngeom)):
-        if geom.type == PLANE and geom.size[:2].all():
-            if geom.matid >= 0:  # its texture is repeated so often on the whole plane, or on each meter of an endless one
-                model.mat_texrepeat[geom.matid] /= 2 * geom.size[:2]
-            geom.size[:2] = 0.0  # MuJoCo draws such a plane as far as the camera sees
+    for index in np.flatnonzero((model.geom_type == PLANE) & model.geom_size[:, :2].all(axis=1)):
+        half_size, material = model.geom_size[index, :2], model.geom_matid[index]
+        if material >= 0:  # its texture is repeated so often on the whole plane, or on each meter of an endless one
+            model.mat_texrepeat[material] /= 2 * half_size
+        half_size[:] = 0.0  # MuJoCo draws such a plane as far as the camera sees
 
 
 def play_episode(

@@ -115,6 +115,23 @@ def test_the_video_follows_a_robot_that_runs_far(env_id):
     assert contrast > 30  # 5 and 8 where gymnasium's floor has ended
 
 
+class ModelOfAnotherKind(gym.Env):
+    """An environment whose ``model`` is not MuJoCo's."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    model = "a model"
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+
+def test_a_model_that_is_not_mujocos_is_left_alone(monkeypatch):
+    spec = gym.envs.registration.EnvSpec("OtherModel-v0", entry_point=ModelOfAnotherKind)
+    monkeypatch.setitem(gym.registry, "OtherModel-v0", spec)
+    assert make_env("OtherModel-v0", "rgb_array").unwrapped.model == "a model"
+
+
 def test_what_can_not_be_played_is_said(command, policy, monkeypatch):
     def stop(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stopped:
