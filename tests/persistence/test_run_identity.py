@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer, ResumableCheckpointCallback
 from sb3_flowrl.checkpoint.files import CheckpointError, list_checkpoints
-from tests.persistence.test_checkpoint import DriftEnv, drift_envs, make_model
+from tests.persistence.runs import DriftEnv, drift_envs, make_model
 
 ARGUMENTS = dict(policy="MlpPolicy", seed=1, learning_starts=30, batch_size=8, policy_kwargs=dict(net_arch=[8]), device="cpu")
 
@@ -180,7 +180,7 @@ OTHER_PROCESS = """
 import sys
 from stable_baselines3.common.callbacks import ConvertCallback
 from sb3_flowrl import ResumableCheckpointCallback
-from tests.persistence.test_checkpoint import drift_envs, make_model
+from tests.persistence.runs import drift_envs, make_model
 
 def wait(*_):
     print("training", flush=True)
