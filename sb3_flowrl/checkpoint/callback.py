@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_flowrl.checkpoint.episodes import is_between_episodes
 from sb3_flowrl.checkpoint.files import CheckpointError, check_writable, list_checkpoints, lock_folder, resolve_folder
 from sb3_flowrl.checkpoint.lock import FolderLock
 from sb3_flowrl.checkpoint.run_identity import check_folder, episode_limit, identity_of
-from sb3_flowrl.checkpoint.run_state import check_savable, is_between_episodes
+from sb3_flowrl.checkpoint.run_state import check_savable
 from sb3_flowrl.checks import check_positive_int
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ pytest.importorskip("shimmy")
 
 import sb3_flowrl.envs  # noqa: F401
 from sb3_flowrl import FlowRL
-from sb3_flowrl.checkpoint.run_state import generator_states, restore_generator_states
+from sb3_flowrl.checkpoint.random_states import generator_states, restore_generator_states
 from sb3_flowrl.envs import tasks
 
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_flowrl import FlowRL, ResumableCheckpointCallback
-from sb3_flowrl.checkpoint import run_state
+from sb3_flowrl.checkpoint import random_states
 from sb3_flowrl.checkpoint.files import list_checkpoints
 from tests.persistence.runs import (
     DriftEnv,
@@ -27,11 +27,11 @@ def test_saving_in_the_middle_of_an_episode_ends_it_as_by_a_time_out(make_env, t
     model.save_checkpoint(tmp_path)
     assert model.replay_buffer.dones[74] == 1 and model.replay_buffer.timeouts[74] == 1
 
-    states = run_state.random_states(model)
+    states = random_states.random_states(model)
     ours = run_fingerprint(model.learn(60, reset_num_timesteps=False))
     resumed = FlowRL.load_checkpoint(tmp_path, make_env(), device="cpu")
     assert resumed.replay_buffer.dones[74] == 1
-    run_state.restore_random_states(resumed, states)
+    random_states.restore_random_states(resumed, states)
     assert_same_run(run_fingerprint(resumed.learn(60, reset_num_timesteps=False)), ours)
 
 

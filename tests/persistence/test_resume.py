@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, ResumableCheckpointCallback
-from sb3_flowrl.checkpoint import run_state
+from sb3_flowrl.checkpoint import random_states
 from sb3_flowrl.checkpoint.files import CheckpointError, list_checkpoints
 from tests.persistence.runs import (
     DimmingWrapper,
@@ -193,7 +193,7 @@ def test_saving_starts_no_cuda_that_nothing_has_used(monkeypatch):
     monkeypatch.setattr(th.cuda, "is_available", lambda: True)
     monkeypatch.setattr(th.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(th.cuda, "get_rng_state_all", lambda: pytest.fail("CUDA was started"))
-    assert run_state.random_states(model)["cuda"] == []
+    assert random_states.random_states(model)["cuda"] == []
 
 
 def test_what_cannot_be_restored_is_warned_about(tmp_path):
