@@ -17,9 +17,9 @@ class CheckpointAnyAlgorithm(ResumableCheckpointCallback):
     Checkpoints for FlowRL and for SB3's algorithms: the same files, written between episodes.
 
     After a checkpoint, FlowRL repeats the last reset, which leaves no trace in its run. SB3's algorithms do not keep what that
-    needs, so their environments are reset once more (see ``checkpoint/episodes.py``): their next episode differs from that of a
-    run without checkpoints. Either way, a run continues the same whether it is interrupted or not. A checkpoint that cannot be
-    written ends the run with an error.
+    needs, so their environments are reset once more (see ``checkpoint/episodes.py``): their next episode differs from that of
+    a run without checkpoints. Either way, a run continues the same whether it is interrupted or not. A checkpoint that cannot
+    be written ends the run with an error.
     """
 
     def _save(self, subfolder: str = "") -> None:
