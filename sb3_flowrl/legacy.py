@@ -190,12 +190,15 @@ def read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
 
     :param path: a file that ``FlowRL.save`` wrote
     :return: the attributes by name; none if the file is damaged, because SB3 then says what is wrong with it
+    :raises ValueError: for a zip file that holds no model
     """
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
             return json.loads(archive.read("data"))
-    except (zipfile.BadZipFile, KeyError):
+    except KeyError:
+        raise ValueError(f"{path} is a zip file, but none that holds a model: it has no entry `data`.") from None
+    except zipfile.BadZipFile:
         return {}
     finally:
         if file is not path:

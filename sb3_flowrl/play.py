@@ -247,6 +247,8 @@ def main() -> None:
         return
     if args.env is None:
         parser.error("name an environment, or pass --list")
+    if args.episodes < 1:
+        parser.error(f"--episodes {args.episodes} must be at least 1")
     if args.video is not None and (args.video.suffix not in (".mp4", ".gif") or not args.video.parent.is_dir()):
         parser.error(f"--video {args.video} must be an .mp4 or .gif in a folder that exists")
     try:

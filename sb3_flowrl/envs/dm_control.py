@@ -17,7 +17,7 @@ try:
     from dm_control import suite
     from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 except ImportError as error:
-    install = "Install it with: pip install 'sb3-flowrl[dmc]'"
+    install = "Install it with: pip install 'sb3-flowrl[dmc]' (Python 3.10 to 3.12)"
     raise MissingSuiteError("The DeepMind Control Suite", install, str(error)) from error
 
 # Domains that are not listed use their first camera, which follows the robot or sees the whole scene

@@ -37,9 +37,9 @@ def main() -> None:
     )
     try:
         model = FlowRL.load(args.model, device="cpu", **no_buffer)
+        export_onnx(model, args.onnx, args.deterministic)
     except (OSError, ValueError) as error:
         sys.exit(f"No policy is exported: {error}")
-    export_onnx(model, args.onnx, args.deterministic)
     difference = largest_difference(model, args.onnx)
     print(f"{args.onnx}: {os.path.getsize(args.onnx)} bytes")
     print(f"largest difference from predict on 1000 observations: {difference:.1e} (actions scaled to [-1, 1])")

@@ -144,7 +144,7 @@ def test_what_can_not_be_played_is_said(command, policy, monkeypatch):
     assert "trained on observations of shape (3,)" in stop("MountainCarContinuous-v0", "--policy", str(policy))
     assert "there is no such file" in stop("Pendulum-v1", "--policy", "nothing.safetensors")
     assert "Juggler" in stop("Juggler-v0", "--policy", str(policy))
-    assert stop() == "2" and stop("Pendulum-v1", "--video", "film.avi") == "2"
+    assert stop() == "2" and stop("Pendulum-v1", "--video", "film.avi") == stop("Pendulum-v1", "--episodes", "0") == "2"
 
     def make(**_):
         raise MissingSuiteError("The Suite", "Install it with: pip install suite", "no module")

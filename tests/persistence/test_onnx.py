@@ -160,6 +160,13 @@ def test_command_says_what_a_file_is_that_it_can_not_export(name, message, path,
     assert not path.exists()
 
 
+def test_command_names_a_folder_that_is_missing(path, monkeypatch):
+    FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8])).save(path.with_name("model.zip"))
+    monkeypatch.setattr(sys, "argv", ["export", str(path.with_name("model.zip")), str(path.parent / "nowhere" / "p.onnx")])
+    with pytest.raises(SystemExit, match=r"No policy is exported: .*nowhere"):
+        command.main()
+
+
 def test_command_on_a_model_whose_buffer_saved_memory(path, monkeypatch):
     kwargs = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
     FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8]), **kwargs).save(path.with_name("model.zip"))

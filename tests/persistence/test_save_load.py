@@ -34,6 +34,10 @@ def test_what_flowrl_did_not_save_is_named(tmp_path):
         FlowRL.load(tmp_path / "sac")
     with pytest.raises(FileNotFoundError, match=r"no file '.*missing', nor one with \.zip added"):
         FlowRL.load(tmp_path / "missing")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("photo.txt", "a photo")
+    with pytest.raises(ValueError, match=r"photos\.zip is a zip file, but none that holds a model"):
+        FlowRL.load(tmp_path / "photos.zip")
 
 
 def test_training_goes_on_after_loading_as_if_nothing_had_happened(tmp_path):
