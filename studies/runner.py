@@ -27,7 +27,9 @@ from .records import Folders, find_record, to_json, without_folders, write_atomi
 from .run import PROGRESS, execute
 from .study import Run, Study, StudyError, load_study
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads it when it is imported
+# Ray reads these when it is imported. Its own niceness for workers, 15, stops runs where others compute
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
 try:
     import ray
 except ImportError as error:

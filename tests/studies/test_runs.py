@@ -229,6 +229,15 @@ def test_other_runs_are_left_for_another_time(tmp_path, folders, asked, capsys):
         run_study(study, folders, ONE_CORE, only=["sac", "ddpg", "*_seed7"])
 
 
+@pytest.mark.slow
+def test_runs_have_the_priority_of_the_command():
+    runner._start_ray(Resources(cpus=1))
+    try:
+        assert runner.ray.get(runner.ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+    finally:
+        runner.ray.shutdown()
+
+
 def test_the_end_of_ray_is_no_failure_of_a_run(tmp_path, folders, monkeypatch):
     study = make_study(tmp_path)
 
