@@ -416,6 +416,7 @@ class FlowRL(SavableAlgorithm):
         :raises ValueError: if it is not whole, or ``train_freq`` counts episodes of several environments
         """
         checks.check_train_freq(self.n_envs, self.train_freq)
+        execution.warn_if_emulated(self.precision, self.device)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
         if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset

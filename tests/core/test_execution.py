@@ -190,6 +190,25 @@ def test_bfloat16_compiled_stays_near_float32(traced):
     th.testing.assert_close(losses["both"], losses["exact"], rtol=0.02, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "precision, machine, capability, warns",
+    [
+        ("bfloat16", "x86_64", "AVX2", True),
+        ("bfloat16", "AMD64", "DEFAULT", True),
+        ("bfloat16", "x86_64", "AVX512", False),
+        ("bfloat16", "aarch64", "DEFAULT", False),
+        ("auto", "x86_64", "AVX2", False),
+    ],
+)
+def test_learning_in_bfloat16_warns_where_the_processor_emulates_it(precision, machine, capability, warns, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(th.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_model(precision=precision).learn(40)
+    assert ["no instructions for bfloat16" in str(each.message) for each in caught].count(True) == warns
+
+
 @pytest.mark.parametrize("rounds, resolved", [(True, "float32"), (False, "float32_fast")])
 def test_auto_is_the_fastest_precision_that_is_exact_on_the_machine(rounds, resolved, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(execution, "_one_dnn_rounds", lambda: rounds)
