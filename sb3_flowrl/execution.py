@@ -59,9 +59,9 @@ def warn_if_emulated(precision: str, device: th.device) -> None:
     """
     if precision == "bfloat16" and device.type == "cpu" and not _multiplies_bfloat16():
         warnings.warn(
-            "This processor has no instructions for bfloat16. Updates with precision='bfloat16' take many times as long as with "
-            "precision='auto': seven to ten times on an AMD EPYC with AVX2. To continue such a model with the other precision, "
-            "use FlowRL.load(path, precision='auto')."
+            "This processor has no instructions for bfloat16. Updates with precision='bfloat16' take many times as long as "
+            "with precision='auto': seven to ten times on an AMD EPYC with AVX2. To continue such a model with the other "
+            "precision, use FlowRL.load(path, precision='auto')."
         )
 
 
