@@ -270,7 +270,7 @@ class FlowActor(BoundedActionPolicy):
 
 class _ValueModel(BaseModel):
     """
-    Base class of Q(s, a) and V(s): equal networks with one output on one features extractor.
+    Base class of Q(s, a) and V(s): equal networks on one features extractor.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -291,6 +291,8 @@ class _ValueModel(BaseModel):
 
     #: Whether the value depends on an action as well as on the state
     takes_actions: ClassVar[bool]
+    #: Number of outputs of each network
+    n_outputs: ClassVar[int] = 1
 
     features_extractor: BaseFeaturesExtractor
 
@@ -318,7 +320,7 @@ class _ValueModel(BaseModel):
         self.share_features_extractor = share_features_extractor
         input_dim = features_dim + (get_action_dim(action_space) if self.takes_actions else 0)
         options = (net_arch, activation_fn, layer_norm, critic_layout == "reference", batch_norm)
-        self.networks = StackedMLP([create_normed_mlp(input_dim, 1, *options) for _ in range(n_networks)])
+        self.networks = StackedMLP([create_normed_mlp(input_dim, self.n_outputs, *options) for _ in range(n_networks)])
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """

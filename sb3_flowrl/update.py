@@ -85,16 +85,33 @@ def value_loss(
     terms = {"critic_loss": losses.critic_loss(q, targets)}
     if not learns_behavior:
         return terms["critic_loss"], terms, None
+    behavior_terms, q_behavior = behavior_losses(policy, settings, batch)
+    terms |= behavior_terms
+    return th.stack(list(terms.values())).sum(), terms, q_behavior
 
+
+def behavior_losses(policy: "FlowActorCriticPolicy", settings: Settings, batch: Batch) -> tuple[Terms, th.Tensor]:
+    """
+    Compute the losses of Q_β* and V_β* (paper, Eqs. 19 and 18; Algorithm 1, line 8), a part of :func:`value_loss`.
+
+    :param policy: the networks
+    :param settings: the constants of the equations
+    :param batch: replay samples
+    :return: the losses by name, and the clipped Q_β*(s, a), ``(B, 1)``, without gradient
+    """
+    obs, actions, discounts = batch.observations, batch.actions, batch.discounts
+    assert discounts is not None  # `sample_batches` fills them in
     with autocast(settings.precision, actions.device):
         with th.no_grad():
-            next_v = policy.behavior_value(next_obs)
-            q_behavior_target = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
-        q_behavior, v = policy.behavior_critic.q(obs, actions), policy.behavior_value(obs)
-    behavior_targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
-    terms["behavior_critic_loss"] = losses.critic_loss(q_behavior, behavior_targets)
-    terms["value_loss"] = losses.expectile_loss(q_behavior_target - v, settings.expectile)
-    return th.stack(list(terms.values())).sum(), terms, losses.clipped_min(q_behavior).detach()
+            next_v = policy.behavior_value(batch.next_observations)
+            q_target = losses.clipped_min(policy.behavior_critic_target.q(obs, actions))
+        q, v = policy.behavior_critic.q(obs, actions), policy.behavior_value(obs)
+    targets = losses.bootstrap_target(batch.rewards, batch.dones, discounts, next_v)
+    terms = {
+        "behavior_critic_loss": losses.critic_loss(q, targets),
+        "value_loss": losses.expectile_loss(q_target - v, settings.expectile),
+    }
+    return terms, losses.clipped_min(q).detach()
 
 
 def actor_loss(

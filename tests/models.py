@@ -1,10 +1,16 @@
 """Small models to test with, what they hold, and what they are made of."""
 
+import copy
+from collections.abc import Callable
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
 from sb3_flowrl import FlowRL
@@ -56,6 +62,25 @@ def assert_same(ours: dict[str, th.Tensor], theirs: dict[str, th.Tensor]) -> Non
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert th.equal(value, theirs[name]), name
+
+
+def assert_compiles_alike(make: Callable[..., FlowRL], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three updates of a model change its networks alike, compiled and not: ``make`` takes ``compile``."""
+    # Without code generation, which takes most of the time
+    monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
+    th.compiler.reset()
+    eager = make(compile=False).learn(55)
+    compiled = make(compile=True)
+    compiled._setup_learn(0)
+    compiled.set_parameters(copy.deepcopy(eager.get_parameters()))
+    compiled.replay_buffer, compiled.reward_scale = eager.replay_buffer, eager.reward_scale
+    compiled._n_updates = eager._n_updates
+    for model in (eager, compiled):
+        set_random_seed(5)
+        for _ in range(3):
+            model.train(1, 32)
+    for name, value in parameters(eager).items():
+        assert th.allclose(value, parameters(compiled)[name], atol=1e-5), name
 
 
 def moments(model: FlowRL) -> dict[str, th.Tensor]:

@@ -1,6 +1,5 @@
 """The studies of what the flow is worth: the Gaussian twin, plain imitation, and tasks with several equally good ways."""
 
-import copy
 import itertools
 import json
 import math
@@ -17,7 +16,6 @@ import torch as th
 from gymnasium import spaces
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.env_checker import check_env
-from stable_baselines3.common.utils import set_random_seed
 
 from sb3_flowrl import FlowRL
 from sb3_flowrl.guidance import GUIDANCES
@@ -31,7 +29,7 @@ from studies.run import execute
 from studies.study import StudyError, find_study, load_study
 from studies.worth import GaussianTwin, imitation_guidance
 from studies.worth.environments import GOAL_REWARD, MultiGoalEnv, TwoWaysEnv
-from tests.models import SMALL, assert_same, batch_of, moments, noise_of, parameters
+from tests.models import SMALL, assert_compiles_alike, assert_same, batch_of, moments, noise_of, parameters
 from tests.studies.made_up import finish, make_study
 
 PACKAGES = ["studies.worth"]
@@ -157,21 +155,8 @@ def make_imitator(**kwargs) -> FlowRL:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [make_twin, make_imitator])
 def test_what_the_study_adds_compiles_and_learns_the_same(make, monkeypatch, recwarn):
-    # Without code generation, which takes most of the time
-    monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
-    th.compiler.reset()
-    eager = make(compile=False).learn(55)
-    compiled = make(compile=True)
-    compiled._setup_learn(0)
-    compiled.set_parameters(copy.deepcopy(eager.get_parameters()))
-    compiled.replay_buffer, compiled._n_updates = eager.replay_buffer, eager._n_updates
-    for model in (eager, compiled):
-        set_random_seed(5)
-        for _ in range(3):
-            model.train(1, 32)
+    assert_compiles_alike(make, monkeypatch)
     assert not [warning for warning in recwarn if "could not be compiled" in str(warning.message)]
-    for name, value in parameters(eager).items():
-        assert th.allclose(value, parameters(compiled)[name], atol=1e-5), name
 
 
 def test_imitation_weighs_all_actions_alike_whatever_their_value():
