@@ -5,9 +5,9 @@
 #     docker run --rm sb3-flowrl python -m pytest -n 2 --dist loadfile -m "not slow"
 FROM python:3.11-slim
 
-# EGL with a software renderer for videos; git and make for the tests and the Makefile
+# EGL with a software renderer for videos, a compiler for torch.compile; git and make for the tests and the Makefile
 RUN apt-get update \
-    && apt-get install --no-install-recommends -y git libegl1 libgl1-mesa-dri libopengl0 make \
+    && apt-get install --no-install-recommends -y g++ git libegl1 libgl1-mesa-dri libopengl0 make \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /sb3-flowrl

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec
 import numpy as np
 import torch as th
 from gymnasium import Env, spaces
+from gymnasium.envs.registration import registry
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -94,7 +95,8 @@ def check_action_space(action_space: spaces.Space[Any]) -> None:
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UnsupportedActionSpaceError(
             f"The environment's continuous action space must have finite bounds, but it is {action_space} with "
-            f"low={low} and high={high}. Wrap the environment in gymnasium.wrappers.RescaleAction, or give the space bounds."
+            f"low={low} and high={high}. Give it others: "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(-1.0, 1.0, env.action_space.shape))."
         )
     if action_space.dtype not in (np.float16, np.float32, np.float64):
         raise UnsupportedActionSpaceError(
@@ -629,12 +631,23 @@ def as_env(env: Any, verbose: int) -> GymEnv:
     :raises ValueError: if it is not an environment
     :raises UnsupportedActionSpaceError: if its action space is not supported
     """
+    if isinstance(env, str):
+        _check_not_a_vector(env)
     env = maybe_make_env(env, verbose)
     if not isinstance(env, VecEnv):
         env = _as_gymnasium_env(env)
     check_action_space(env.action_space)
     warn_of_wide_bounds(env.action_space)
     return env
+
+
+def _check_not_a_vector(env_id: str) -> None:
+    spec = registry.get(env_id)
+    if spec is not None and spec.entry_point is None:
+        raise ValueError(
+            f"env={env_id!r} exists only as a vector environment. Make it with gymnasium.make_vec, and wrap it in "
+            "sb3_flowrl.envs.vector.GymnasiumVecEnv."
+        )
 
 
 def _as_gymnasium_env(env: Any) -> Env:

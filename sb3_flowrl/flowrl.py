@@ -42,8 +42,8 @@ class FlowRL(SavableAlgorithm):
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations, with a cheaper Q_β* and V_β* (``delay_behavior``), and three additions that learn
-    faster: a Q_π normalized by batch (see ``FlowActorCriticPolicy``), actions kept apart (``spread_coef``), and a faster Adam.
+    The defaults are the paper's equations, with a cheaper Q_β* and V_β* (``delay_behavior``), and three additions: a Q_π
+    normalized by batch (see ``FlowActorCriticPolicy``), a faster Adam, and actions that are kept apart (``spread_coef``).
     ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code exactly.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
@@ -94,7 +94,7 @@ class FlowRL(SavableAlgorithm):
         ±0.999), so that a perfect match plays the stored action
     :param noise_clip: bound of the components of the flow's base samples a0 ~ N(0, I); ``None`` leaves them unbounded
     :param spread_coef: α, the coefficient of the term that keeps the policy's actions in one state apart, see
-        ``losses.log_spread``. Without it the flow collapses to a point, and exploration ends. "auto" learns α, as SAC learns
+        ``losses.log_spread``. Without it the flow narrows during training. "auto" learns α, as SAC learns
         ``ent_coef``, so that the spread stays at ``target_spread``; "auto_0.1" starts from 0.1 instead of 1; 0 removes the
         term, as in the paper
     :param target_spread: the spread to keep with ``spread_coef="auto"``, from 0.03 to 0.6: about the standard deviation of

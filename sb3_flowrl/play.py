@@ -131,7 +131,8 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     except (UnregisteredEnv, ImportError) as error:
         raise AgentError(str(error)) from error
     except DependencyNotInstalled as error:
-        raise AgentError(f"{error} Or install it with: pip install 'sb3-flowrl[mujoco]'") from error
+        extra = "mujoco" if "mujoco" in str(error).lower() else "extra"
+        raise AgentError(f"{error} Or install it with: pip install 'sb3-flowrl[{extra}]'") from error
 
 
 def _extend_floor(env: gym.Env[Any, Any]) -> None:

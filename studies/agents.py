@@ -36,7 +36,6 @@ STRIP_HEIGHT, STRIP_EVERY = 150, 2
 STRIP = (
     "HalfCheetah-v4",
     "Humanoid-v4",
-    "dmc/dog-run-v0",
     "dmc/quadruped-walk-v0",
     "dmc/walker-run-v0",
     "Walker2d-v4",

@@ -11,6 +11,8 @@ from typing import Any
 import gymnasium as gym
 from huggingface_hub import HfApi, ModelCard
 
+#: Packages whose environments rl_zoo3 finds only with ``--gym-packages``.
+GYM_PACKAGES = ("sb3_flowrl.envs", "gymnasium_robotics", "panda_gym")
 CARD = """
 # **FlowRL** agent playing **{env_id}**
 
@@ -27,7 +29,7 @@ pip install "sb3-flowrl[zoo,safe]"
 {safe_policy}The whole model, with the RL Zoo's commands. It is a pickle: load it only if you trust its author.
 
 ```bash
-python -m rl_zoo3.load_from_hub --algo flowrl --env {env_id} -orga {organization} -name {name} -f logs/
+TRUST_REMOTE_CODE=True python -m rl_zoo3.load_from_hub --algo flowrl --env {env_id} -orga {organization} -name {name} -f logs/
 python -m rl_zoo3.enjoy --algo flowrl --env {env_id} -f logs/{packages}
 ```
 
@@ -87,14 +89,17 @@ def complete_folder(folder: Path, repo_id: str) -> None:
     names = dict(env_id=env_id, organization=organization, name=name)
 
     safe_policy = SAFE_POLICY.format(**names) if _save_policy(model, folder / "policy.safetensors") else ""
-    ours = env_id in gym.registry and str(gym.registry[env_id].entry_point).startswith("sb3_flowrl.envs")
-    packages = " --gym-packages sb3_flowrl.envs" if ours else ""
+    packages = next((f" --gym-packages {package}" for package in GYM_PACKAGES if _is_from(package, env_id)), "")
     text = CARD.format(**names, mean_reward=result.metric_value, safe_policy=safe_policy, packages=packages)
     # rl_zoo3's own lists of hyperparameters and environment arguments come last
     _, heading, hyperparameters = card.text.partition("## Hyperparameters")
     card.text = text + heading + hyperparameters
     card.data.tags += ["sb3-flowrl", "flowrl"]
     card.save(folder / "README.md")
+
+
+def _is_from(package: str, env_id: str) -> bool:
+    return env_id in gym.registry and str(gym.registry[env_id].entry_point).startswith(package)
 
 
 def _save_policy(model: Path, path: Path) -> bool:

@@ -76,11 +76,39 @@ def complete_push_to_hub(module: ModuleType) -> None:
         huggingface_hub.HfApi = HubApi  # type: ignore[misc]
 
 
+def complete_load_from_hub(module: ModuleType) -> None:
+    """
+    Let rl_zoo3's ``load_from_hub`` load models that have no normalization file, as FlowRL's.
+
+    It expects requests' error for a missing file, and huggingface_hub raises its own since version 1.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+    from requests.exceptions import HTTPError
+
+    class MissingFileError(HTTPError, EntryNotFoundError):
+        """A file that is not in the repository."""
+
+    original = module.load_from_hub
+    if getattr(original, "completed_by_sb3_flowrl", False):
+        return
+
+    @functools.wraps(original)
+    def load_from_hub(repo_id: str, filename: str) -> Any:
+        try:
+            return original(repo_id, filename)
+        except EntryNotFoundError as error:
+            raise MissingFileError(f"{repo_id} has no file {filename}.") from error
+
+    load_from_hub.completed_by_sb3_flowrl = True  # type: ignore[attr-defined]
+    module.load_from_hub = load_from_hub  # type: ignore[attr-defined]
+
+
 _COMPLETIONS = {
     "rl_zoo3.utils": complete_utils,
     "rl_zoo3.hyperparams_opt": complete_hyperparams_opt,
     "rl_zoo3.exp_manager": complete_exp_manager,
     "huggingface_sb3.push_to_hub": complete_push_to_hub,
+    "huggingface_sb3.load_from_hub": complete_load_from_hub,
 }
 
 

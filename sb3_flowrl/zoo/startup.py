@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 OPT_OUT = "SB3_FLOWRL_NO_ZOO_HOOK"
 
 #: The modules that :mod:`sb3_flowrl.zoo.registration` completes.
-TARGETS = ("rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.exp_manager", "huggingface_sb3.push_to_hub")
+TARGETS = (
+    "rl_zoo3.utils",
+    "rl_zoo3.hyperparams_opt",
+    "rl_zoo3.exp_manager",
+    "huggingface_sb3.push_to_hub",
+    "huggingface_sb3.load_from_hub",
+)
 
 
 class _CompletingLoader:

@@ -97,6 +97,7 @@ def foreign_env(module: str) -> gym.Env:
             r"is a batch of EnvPool's environments\. Wrap it: .*EnvPoolVectorEnv",
         ),
         (lambda: foreign_env("mujoco_playground._src.mjx_env"), "is an environment of MuJoCo Playground"),
+        (lambda: "playground/CheetahRun", r"exists only as a vector environment\. Make it with gymnasium\.make_vec, and wrap"),
     ],
 )
 def test_environments_with_another_interface(make_env, message):

@@ -11,7 +11,7 @@ from sb3_flowrl import FlowRL
 from sb3_flowrl.zoo.command import COMMANDS, main
 
 #: An argument of each command.
-OPTIONS = {"train": "--algo", "enjoy": "--load-best", "tune": "--workers", "export": "model"}
+OPTIONS = {"train": "--algo", "enjoy": "--load-best", "tune": "--workers", "export": "model", "play": "--video"}
 
 
 def sb3_flowrl(*arguments: str, cwd: Path) -> str:
@@ -40,7 +40,7 @@ def test_each_command_explains_its_own_arguments(command, monkeypatch, capsys):
     assert OPTIONS[command] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command, extra", [("train", "zoo"), ("tune", "zoo"), ("export", "onnx")])
+@pytest.mark.parametrize("command, extra", [("train", "zoo"), ("tune", "zoo"), ("export", "onnx"), ("play", "safe")])
 def test_a_missing_package_is_named_with_its_extra(command, extra, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sb3-flowrl", command, "--env", "Pendulum-v1"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

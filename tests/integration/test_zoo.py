@@ -143,11 +143,20 @@ def test_push_to_hub_and_the_console_script(trained):
 
 
 OFFLINE_HUB = """
+from pathlib import Path
+import huggingface_hub
 from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError
 
 HfApi.create_repo = lambda self, **kwargs: "https://huggingface.co/someone"
 HfApi.snapshot_download = lambda self, repo_id, local_dir: local_dir.mkdir(parents=True)
 HfApi.upload_folder = lambda self, *, repo_id, folder_path, **kwargs: print(f"uploaded {folder_path} to {repo_id}")
+def download(repo_id, filename, **kwargs):
+    path = Path("hub", repo_id.partition("/")[2], filename)
+    if not path.is_file():
+        raise EntryNotFoundError(filename)
+    return str(path)
+huggingface_hub.hf_hub_download = download
 """
 
 
@@ -171,6 +180,13 @@ def test_push_to_hub_says_how_to_install_flowrl_and_adds_a_safe_policy(trained, 
     observations = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
     expected, _ = model.predict(observations, deterministic=True)
     assert np.array_equal(policy.predict(observations, deterministic=True)[0], expected)
+
+    command = [command[0].replace("push_to", "load_from"), *(each.replace("push_to", "load_from") for each in command[1:])]
+    arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "-f", "logs", "-orga", "someone", "-name", "agent"]
+    environment = {"PYTHONPATH": search_path, "TRUST_REMOTE_CODE": "True"}
+    assert "No normalization file" in module(*command, *arguments, cwd=tmp_path, environment=environment)
+    loaded = FlowRL.load(tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip", device="cpu")
+    assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
 
 
 def test_push_to_hub_leaves_the_cards_of_other_algorithms_as_they_are(tmp_path):

@@ -101,6 +101,8 @@ def test_hook_in_a_fresh_environment(way, tmp_path):
     assert f"Loading hyperparameters from: {hyperparams / 'hyperparams' / 'flowrl.yml'}" in output
     assert (tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip").exists()
     (script,) = environment.python.parent.glob("sb3-flowrl*")
+    agents = subprocess.run([script, "play", "--list"], capture_output=True, text=True, check=True).stdout
+    assert "HalfCheetah-v4" in agents
     assert "--load-best" in subprocess.run([script, "enjoy", "--help"], capture_output=True, text=True, check=True).stdout
 
     environment.pip("uninstall", "-y", "sb3-flowrl")

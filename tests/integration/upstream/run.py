@@ -1,8 +1,8 @@
 """
 Run Stable-Baselines3's own tests with FlowRL in the place of TD3 or of SAC.
 
-    python tests/upstream/run.py TD3
-    python tests/upstream/run.py SAC
+    python tests/integration/upstream/run.py TD3
+    python tests/integration/upstream/run.py SAC
 
 The tests are those of the installed version, from its source distribution on PyPI. What is left out is listed below with the
 reason. Arguments after the class are passed on to pytest.
