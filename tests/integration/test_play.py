@@ -35,6 +35,22 @@ floor = env.render()
 print((floor != frame).any(axis=-1).mean(), floor[-100:].std())
 """
 
+# After two seconds of random actions in the DeepMind Control Suite: the share of the frame that the robot takes
+ROBOT_OF_DM_CONTROL = """
+import sys
+from sb3_flowrl.play import make_env
+env = make_env(sys.argv[1], "rgb_array")
+env.reset(seed=0)
+env.action_space.seed(0)
+for _ in range(2 * env.metadata["render_fps"]):
+    env.step(env.action_space.sample())
+frame = env.render()
+model = env.unwrapped._env.physics.model
+model.geom_rgba[model.geom_bodyid > 0, 3] = 0
+model.skin_rgba[:, 3] = 0
+print((env.render() != frame).any(axis=-1).mean())
+"""
+
 
 @pytest.fixture
 def command(monkeypatch, capsys):
@@ -115,6 +131,15 @@ def test_the_video_follows_a_robot_that_runs_far(env_id):
     robot, contrast = map(float, result.stdout.split())
     assert robot > 0.01
     assert contrast > 30  # 5 and 8 where gymnasium's floor has ended
+
+
+@needs_renderer
+@paper_tasks.needs_dmc
+@pytest.mark.parametrize("domain", ["walker-run", "quadruped-walk", "dog-stand", "humanoid-walk"])
+def test_robots_of_dm_control_are_in_the_frame(domain):
+    result = python(ROBOT_OF_DM_CONTROL, f"dmc/{domain}-v0")
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) > 0.01
 
 
 class ModelOfAnotherKind(gym.Env):
