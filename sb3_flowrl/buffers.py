@@ -121,7 +121,8 @@ class RecencyReplayBuffer(ReplayBuffer):
         if self.optimize_memory_usage and self.full:
             n_rows -= 1  # the next observation of the newest row has replaced the oldest row's observation
         n_recent_rows = min(math.ceil(self.recent_size / self.n_envs), n_rows)
-        n_uniform = int(batch_size * (1.0 - self.recent_share))
+        # Rounded first, because 100 times 0.07 is a little more than 7
+        n_uniform = batch_size - math.ceil(round(batch_size * self.recent_share, 9))
         ages = np.concatenate(
             [np.random.randint(0, n_rows, size=n_uniform), np.random.randint(0, n_recent_rows, size=batch_size - n_uniform)]
         )
@@ -231,10 +232,11 @@ def check_form(buffer: ReplayBuffer, sample: Any) -> None:
             if each is not None and not isinstance(each, th.Tensor):
                 raise ValueError(f"{returned} {name} as a {type(each).__name__}; they must be tensors.")
     n = len(sample.actions)
-    for name in ("rewards", "dones"):
-        if getattr(sample, name).shape != (n, 1) or n == 0:
+    for name in ("rewards", "dones", "discounts"):
+        part = getattr(sample, name)
+        if part is not None and (part.shape != (n, 1) or n == 0):
             raise ValueError(
-                f"{returned} {name} of shape {tuple(getattr(sample, name).shape)} with {n} action(s); it must return at least "
+                f"{returned} {name} of shape {tuple(part.shape)} with {n} action(s); it must return at least "
                 f"one transition, and {name} of shape (n, 1) for n transitions."
             )
 

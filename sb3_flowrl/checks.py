@@ -21,8 +21,8 @@ from gymnasium import Env, spaces
 from gymnasium.envs.registration import registry
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -178,24 +178,26 @@ def check_number(name: str, value: Any, is_valid: Callable[[float], bool], descr
         raise ValueError(f"{name}={value!r} must be {description}.")
 
 
-def whole_number(name: str, value: Any, at_least: int | None = 0) -> int:
+def number_of_steps(total_timesteps: Any, is_new_run: bool) -> int:
     """
-    Convert a number of steps to an integer, so that ``1e6`` may stand for ``1_000_000``.
+    Convert the number of steps to learn to an integer, so that ``1e6`` may stand for ``1_000_000``.
 
-    :param name: the argument's name, for the message
-    :param value: an integer, or a float that is a whole number
-    :param at_least: the smallest number that is allowed; ``None`` allows all
-    :return: the value as an integer
+    :param total_timesteps: an integer, or a float that is a whole number
+    :param is_new_run: whether it must be 0 or more; the rest of a run may be negative, which means that nothing is left
+    :return: the number of steps, at least 0
     :raises ValueError: if the value is not a whole number, or too small
     """
+    value = total_timesteps
     if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == int(value):
         value = int(value)
     try:
-        if isinstance(value, bool) or (at_least is not None and operator.index(value) < at_least):
+        if isinstance(value, bool) or (is_new_run and operator.index(value) < 0):
             raise TypeError
-        return operator.index(value)
+        return max(0, operator.index(value))
     except TypeError:
-        raise ValueError(f"{name}={value!r} must be a whole number of steps, such as 1_000_000 or 1e6.") from None
+        raise ValueError(
+            f"total_timesteps={total_timesteps!r} must be a whole number of steps, such as 1_000_000 or 1e6."
+        ) from None
 
 
 def check_keywords(function_name: str, keywords: Collection[str], known: Collection[str]) -> None:
@@ -484,7 +486,9 @@ def _check_optional_dict(name: str, value: Any) -> None:
 
 def _is_net_arch(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return {"pi", "qf"} <= value.keys() and all(_is_widths(widths) for widths in value.values())
+        return {"pi", "qf"} <= value.keys() <= {"pi", "qf", "behavior"} and all(
+            _is_widths(widths) for widths in value.values()
+        )
     return value is None or _is_widths(value)
 
 
@@ -615,10 +619,28 @@ def check_model(model: OffPolicyAlgorithm) -> None:
     :raises ValueError: for the first argument that is not allowed
     """
     arguments = vars(model)
-    check_arguments(ALGORITHM_CHECKS, arguments)
+    # `policy` holds the networks by now, if they are made anew
+    check_arguments({name: check for name, check in ALGORITHM_CHECKS.items() if name != "policy"}, arguments)
     arguments.update({name: plain_number(arguments[name]) for name in ALGORITHM_CHECKS if name in arguments})
     check_combination(model.observation_space, model.n_steps, model.optimize_memory_usage)
     check_replay_buffer(model)
+    noise = model.action_noise
+    if isinstance(noise, VectorizedActionNoise) and noise.n_envs != model.n_envs:
+        model.action_noise = (
+            noise.base_noise
+        )  # of a model that was saved with other environments; SB3 repeats it when it learns
+
+
+def without_sde(policy_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    """
+    Leave out ``use_sde=False``, which SB3's SAC writes into a dict of arguments that it shares with FlowRL.
+
+    :param policy_kwargs: as given to ``FlowRL``
+    :return: the same without it
+    """
+    if not isinstance(policy_kwargs, Mapping) or policy_kwargs.get("use_sde", True) is not False:
+        return policy_kwargs
+    return {name: value for name, value in policy_kwargs.items() if name != "use_sde"}
 
 
 def as_env(env: Any, verbose: int) -> GymEnv:
@@ -720,18 +742,27 @@ def check_replay_buffer(model: OffPolicyAlgorithm) -> None:
     :param model: a model whose replay buffer has not been made yet
     :raises ValueError: if it does not suit the environment
     """
-    if model.optimize_memory_usage and model.buffer_size // model.n_envs < 2:
+    if model.env is not None and model.optimize_memory_usage and model.buffer_size // model.n_envs < 2:
         raise ValueError(
             f"optimize_memory_usage=True needs room for two transitions of each environment, but buffer_size="
             f"{model.buffer_size} with n_envs={model.n_envs} has less. Make it at least {2 * model.n_envs}."
         )
-    if model.replay_buffer_class is None or not issubclass(model.replay_buffer_class, HerReplayBuffer):
+    buffer_class = model.replay_buffer_class
+    if buffer_class is None:
+        return
+    is_ours = buffer_class.__module__.startswith(("sb3_flowrl.", "stable_baselines3."))
+    if isinstance(model.observation_space, spaces.Dict) and is_ours and not issubclass(buffer_class, DictReplayBuffer):
+        raise ValueError(
+            f"replay_buffer_class={buffer_class.__name__} can't hold Dict observations. Leave it at None, which takes "
+            "DictReplayBuffer, or flatten the observations with gymnasium.wrappers.FlattenObservation."
+        )
+    if not issubclass(buffer_class, HerReplayBuffer):
         return
     keys = ("observation", "achieved_goal", "desired_goal")
     space = model.observation_space
     if not isinstance(space, spaces.Dict) or not {*keys} <= space.spaces.keys():
         raise ValueError(
-            f"replay_buffer_class={model.replay_buffer_class.__name__} needs Dict observations with the keys {keys}, but the "
+            f"replay_buffer_class={buffer_class.__name__} needs Dict observations with the keys {keys}, but the "
             f"observation space is {space}. Use an environment with goals, or another replay buffer."
         )
 
@@ -754,20 +785,26 @@ def check_train_freq(n_envs: int, train_freq: Any) -> None:
         )
 
 
-def check_discount(gamma: float, replay_buffer: ReplayBuffer | None) -> None:
+def check_returns(gamma: float, n_steps: int, replay_buffer: ReplayBuffer | None) -> None:
     """
-    Check that an n-step replay buffer has the model's discount factor, since it discounts its returns itself.
+    Check that a replay buffer makes the n-step returns that the model asks for, since it discounts them itself.
 
     :param gamma: as given to ``FlowRL``
+    :param n_steps: as given to ``FlowRL``; 1 also allows a buffer of n-step returns
     :param replay_buffer: the replay buffer
-    :raises ValueError: if its discount factor differs
+    :raises ValueError: if its discount factor or its number of steps differs
     """
+    steps_of_buffer = getattr(replay_buffer, "n_steps", 1)
     of_buffer = getattr(replay_buffer, "gamma", gamma)
     if of_buffer != gamma:
-        n_steps = getattr(replay_buffer, "n_steps", None)
         raise ValueError(
-            f"The replay buffer discounts its {n_steps}-step returns by gamma={of_buffer}, but the model has gamma={gamma}. "
-            f"Use the same for both: replay_buffer_kwargs=dict(n_steps={n_steps}, gamma={gamma})."
+            f"The replay buffer discounts its {steps_of_buffer}-step returns by gamma={of_buffer}, but the model has "
+            f"gamma={gamma}. Use the same for both: replay_buffer_kwargs=dict(n_steps={steps_of_buffer}, gamma={gamma})."
+        )
+    if n_steps > 1 and steps_of_buffer != n_steps:
+        raise ValueError(
+            f"The replay buffer makes {steps_of_buffer}-step returns, but the model has n_steps={n_steps}. Use the same for "
+            f"both. In load, pass replay_buffer_kwargs=dict(n_steps={n_steps}, gamma={gamma}) as well."
         )
 
 

@@ -93,9 +93,13 @@ def matmul_precision(precision: str, device: th.device) -> Iterator[None]:
     :param device: the device of the networks
     """
     if precision != "float32_fast":
-        yield  # reading the setting would fail if the user has set it through PyTorch's newer interface
+        yield
         return
-    before = th.get_float32_matmul_precision()
+    try:
+        before = th.get_float32_matmul_precision()
+    except RuntimeError:  # the user has set it through PyTorch's newer interface, and keeps it
+        yield
+        return
     th.set_float32_matmul_precision("medium" if device.type == "cpu" else "high")
     try:
         yield
@@ -283,6 +287,23 @@ def watch_host() -> Iterator[list[str]]:
 class _Graph(NamedTuple):
     inputs: Tensors
     replay: Callable[[], th.Tensor]
+
+
+class Identity:
+    """
+    Key that stands for one object, and keeps it alive, so that no later object gets its address.
+
+    :param value: the object; it need not be hashable
+    """
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 class CapturedCalls:

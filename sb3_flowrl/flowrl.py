@@ -216,7 +216,7 @@ class FlowRL(SavableAlgorithm):
             replay_buffer_kwargs=replay_buffer_kwargs,
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs=checks.without_sde(policy_kwargs),
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
@@ -241,7 +241,7 @@ class FlowRL(SavableAlgorithm):
         checks.check_policy_kwargs(self.policy_class, self.policy_kwargs, of_algorithm=flow_kwargs)
         with float32_buffer(self, policy_space(self.observation_space, self.has_sorted_keys), flow_kwargs):
             super()._setup_model()
-        checks.check_discount(self.gamma, self.replay_buffer)
+        checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         self._create_aliases()
         self._setup_spread_coef()
         # A loaded model has one already
@@ -351,7 +351,7 @@ class FlowRL(SavableAlgorithm):
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
         """Take :meth:`_gradient_step` as one CUDA graph. The constants that the step reads on the host select the graph."""
-        settings = self.settings._replace(guidance=id(self.guidance))  # type: ignore[arg-type]
+        settings = self.settings._replace(guidance=execution.Identity(self.guidance))  # type: ignore[arg-type]
         constants = (settings, self.tau, self.actor_tau, self.delay_behavior, self.target_spread, self.spread_coef)
         return self._captured_step(batch, steps_actor, diverged, self._optimizers(), constants)
 
@@ -416,15 +416,15 @@ class FlowRL(SavableAlgorithm):
         :raises ValueError: if it is not whole, or ``train_freq`` counts episodes of several environments
         """
         checks.check_train_freq(self.n_envs, self.train_freq)
+        checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         execution.warn_if_emulated(self.precision, self.device)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
         if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset
             self.reward_scale.restart()
-        at_least = 0 if reset_num_timesteps else None
         n_updates_before = self._n_updates
         super().learn(
-            total_timesteps=max(0, checks.whole_number("total_timesteps", total_timesteps, at_least)),
+            total_timesteps=checks.number_of_steps(total_timesteps, reset_num_timesteps),
             callback=callback,
             log_interval=log_interval,
             tb_log_name=tb_log_name,

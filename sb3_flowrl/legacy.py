@@ -1,16 +1,17 @@
 """
 Loading of files that were saved before version 0.2.
 
-Support for them ends on 2027-12-01. This module will then be removed.
+Support for them ends on 2027-12-01. This module, and what calls it, will then be removed.
 
-These files differ in four ways. The last two apply only to files from before version 0.1.
+These files differ in four ways. The third applies only to files from before version 0.1, the last one to nearly all of these.
 
 - They do not store the arguments of the policy that the user did not pass, and the defaults have changed since.
 - They lack newer attributes.
 - They store parameters and moments separately for each network of a critic. Today these are stacked (see ``stacked.py``).
 - Their policies with Dict observations were built on a space with sorted keys.
 
-Only ``FlowRL.load``, ``FlowRL.set_parameters`` and ``FlowActorCriticPolicy.load`` call this module.
+``FlowRL.load``, ``FlowRL.set_parameters`` and ``FlowActorCriticPolicy.load`` call this module. ``FlowRL``'s constructor marks
+new models with :data:`DEFAULTS_VERSION`, and builds policies on the space of :func:`policy_space`.
 """
 
 import inspect

@@ -155,6 +155,7 @@ def play_episode(
     seed: int | None = None,
     deterministic: bool = True,
     max_frames: int | None = None,
+    keep_frames: bool = True,
 ) -> Episode:
     """
     Play an episode.
@@ -164,9 +165,10 @@ def play_episode(
     :param seed: the seed of the first state
     :param deterministic: whether to play deterministic actions
     :param max_frames: stop when so many frames are kept; ``None`` plays to the end
+    :param keep_frames: whether to keep the frames that there are
     :return: the episode
     """
-    records = env.render_mode == "rgb_array"
+    records = keep_frames and env.render_mode == "rgb_array"
     frames: list[np.ndarray] = []
     total, length, done = 0.0, 0, False
     observation, _ = env.reset(seed=seed)
@@ -271,10 +273,10 @@ def _play(args: argparse.Namespace) -> None:
     if render_mode is None:
         print("There is no screen. Pass --video walk.mp4 to see the agent.")
     for number in range(args.episodes):
-        episode = play_episode(policy, env, args.seed + number, deterministic=not args.stochastic)
+        episode = play_episode(policy, env, args.seed + number, not args.stochastic, keep_frames=number == 0)
         print(f"{args.env}, seed {args.seed + number}: return {episode.total:,.1f} in {episode.length} steps")
         if args.video and number == 0:
-            save_video(episode.frames, env.metadata["render_fps"], args.video)
+            save_video(episode.frames, env.metadata.get("render_fps", 30), args.video)
             print(f"Video: {args.video}")
     env.close()
 

@@ -52,7 +52,8 @@ class RewardScale:
         """
         if self.returns.shape != rewards.shape:
             self.returns = np.zeros(rewards.shape)
-        self.returns = gamma * self.returns + rewards
+        # Rewards that are not finite are an error of the next update's batch, which names them
+        self.returns = gamma * self.returns + np.where(np.isfinite(rewards), rewards, 0.0)
         self.moments.update(self.returns)
         self.largest = max(self.largest, float(np.abs(self.returns).max()))
         self.returns[np.asarray(dones, dtype=bool)] = 0.0

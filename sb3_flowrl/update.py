@@ -2,7 +2,8 @@
 FlowRL's update as pure functions of networks and tensors (paper, Algorithm 1, lines 7 to 10).
 
 The two loss functions are the paper's: :func:`value_loss` for Q_π, Q_β* and V_β*, :func:`actor_loss` for the flow. They draw
-no random numbers, read no tensor on the host and change nothing except the running moments of a batch-normalized critic.
+no random numbers, read no tensor on the host and change nothing except running moments of batch normalization (a features
+extractor of the user's may do more).
 So the same source runs eagerly, under ``torch.compile`` and in CUDA graphs. ``FlowRL.train`` puts them together.
 
 B is the batch size and A the number of action dimensions.
@@ -291,7 +292,7 @@ def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None
     """
     Update a moving average of parameters in place: θ̄ ← τ θ + (1 - τ) θ̄ (paper, Algorithm 1, line 10).
 
-    The running moments of batch normalization are copied, see SB3's GH issue #996.
+    Buffers, such as the running moments of batch normalization, are copied, see SB3's GH issue #996.
 
     :param online: the network; parameters that the average lacks, such as those of an auxiliary head, are ignored
     :param target: its moving average, such as a target network
@@ -301,9 +302,8 @@ def polyak_average(online: nn.Module, target: nn.Module, tau: th.Tensor) -> None
     with th.no_grad():
         for name, average in target.named_parameters():
             average.lerp_(sources[name], tau)
-        for name, moment in target.named_buffers():
-            if "running_" in name:
-                moment.copy_(sources[name])
+        for name, buffer in target.named_buffers():
+            buffer.copy_(sources[name])
 
 
 def read_terms(logs: Iterable[Terms]) -> dict[str, list[float]]:

@@ -242,8 +242,8 @@ class DiagnosticsCallback(BaseCallback):
     :mod:`sb3_flowrl.diagnostics.instruments`.
 
     The callback measures on a sample of the replay buffer, between rollouts or when training ends. It measures once the first
-    updates are done, and then whenever ``every`` more steps are done. It uses none of training's random numbers and changes
-    no network: a run with it is, bit for bit, the run without it.
+    updates are done, and then at the first moment after each multiple of ``every`` steps. It uses none of training's random
+    numbers and changes no network: a run with it is, bit for bit, the run without it.
 
     Logged for FlowRL, SAC, TD3 and similar algorithms (quantities of the critic only if it has ``q_networks``):
 

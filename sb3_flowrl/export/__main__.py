@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_flowrl.export.loading import load_to_predict
 from sb3_flowrl.export.onnx import TOLERANCE, export_onnx, largest_difference, open_session, run_session, sample_observations
-from sb3_flowrl.flowrl import FlowRL
 
 
 def main() -> None:
@@ -31,12 +31,8 @@ def main() -> None:
     args = parser.parse_args()
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not needed
-    # No replay buffer is needed, whatever the model had
-    no_buffer: dict[str, Any] = dict(
-        buffer_size=1, replay_buffer_class=None, replay_buffer_kwargs={}, optimize_memory_usage=False
-    )
     try:
-        model = FlowRL.load(args.model, device="cpu", **no_buffer)
+        model = load_to_predict(args.model)
         export_onnx(model, args.onnx, args.deterministic)
     except (OSError, ValueError) as error:
         sys.exit(f"No policy is exported: {error}")

@@ -103,10 +103,10 @@ def _is_from(package: str, env_id: str) -> bool:
 
 
 def _save_policy(model: Path, path: Path) -> bool:
-    from sb3_flowrl import FlowRL
+    from sb3_flowrl.export.loading import load_to_predict
 
     try:
-        FlowRL.load(model, device="cpu", buffer_size=1).save_policy_safe(path)
+        load_to_predict(model).save_policy_safe(path)
     except (ImportError, ValueError) as error:  # a policy that the file can't describe can still be uploaded as a zip
         print(f"sb3-flowrl: uploading without {path.name}. {error}")
         return False

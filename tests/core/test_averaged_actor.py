@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_flowrl import FlowRL, paper_arguments, reference_arguments, v0_1_arguments
 from sb3_flowrl.checkpoint.callback import ResumableCheckpointCallback
@@ -36,6 +37,27 @@ def test_deterministic_predictions_play_it_and_exploration_the_actor():
     assert model.predict(obs, deterministic=True)[0] == model.action_space.high
     assert not any(model.predict(obs)[0] == model.action_space.high for _ in range(20))
     assert (model.actor.predict(obs, deterministic=True)[0] != model.action_space.high).all()
+
+
+class ExtractorWithMean(FlattenExtractor):
+    """Features less the mean of all observations so far, which is a buffer."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("mean", th.zeros(self.features_dim))
+
+    def forward(self, observations):
+        features = super().forward(observations)
+        if self.training:
+            self.mean.lerp_(features.detach().mean(dim=0), 0.1)
+        return features - self.mean
+
+
+def test_it_has_the_buffers_of_a_features_extractor_of_the_users():
+    policy_kwargs = dict(net_arch=[16], features_extractor_class=ExtractorWithMean)
+    model = make_model(policy_delay=1, policy_kwargs=policy_kwargs).learn(70)
+    mean = model.actor.features_extractor.mean
+    assert mean.abs().min() > 0 and th.equal(model.averaged_actor.features_extractor.mean, mean)
 
 
 def test_without_it_the_deterministic_action_is_the_actors():

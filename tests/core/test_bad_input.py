@@ -6,7 +6,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.envs import SimpleMultiObsEnv
 
+import sb3_flowrl.envs  # noqa: F401  # registers its ids
 from sb3_flowrl import FlowRL, RecencyReplayBuffer
 from tests.models import make_model, parameters
 
@@ -52,6 +55,53 @@ def test_total_timesteps(value):
     with pytest.raises(ValueError, match="must be a whole number of steps, such as 1_000_000 or 1e6"):
         model.learn(value)
     assert model.num_timesteps == 0
+
+
+def test_a_dict_that_sac_has_used_serves_flowrl():
+    arguments = dict(policy_kwargs=dict(net_arch=[8]), use_sde=False, buffer_size=10)
+    SAC("MlpPolicy", "Pendulum-v1", **arguments)  # which writes use_sde into policy_kwargs
+    assert FlowRL("MlpPolicy", "Pendulum-v1", **arguments).policy_kwargs == dict(net_arch=[8])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'use_sde'"):
+        FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(use_sde=True))
+
+
+def test_a_net_arch_with_a_misspelled_key():
+    with pytest.raises(ValueError, match="net_arch"):
+        FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8], behaviour=[4])))
+
+
+def test_a_buffer_that_can_not_hold_dict_observations():
+    with pytest.raises(ValueError, match="replay_buffer_class=RecencyReplayBuffer can't hold Dict observations"):
+        FlowRL("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), replay_buffer_class=RecencyReplayBuffer)
+
+
+def test_discounts_of_a_custom_buffer_have_one_column():
+    class Buffer(ReplayBuffer):
+        def sample(self, batch_size, env=None):
+            return super().sample(batch_size, env)._replace(discounts=th.full((batch_size,), 0.9))
+
+    with pytest.raises(ValueError, match=r"Buffer\.sample\(\) returned discounts of shape \(32,\) with 32 action"):
+        make_model(replay_buffer_class=Buffer).learn(60)
+
+
+def test_a_buffer_of_other_returns_is_refused_before_learning(tmp_path):
+    model = make_model(n_steps=3, gamma=0.9)
+    model.gamma = 0.99
+    with pytest.raises(ValueError, match=r"discounts its 3-step returns by gamma=0\.9, but the model has gamma=0\.99"):
+        model.learn(10)
+    model.gamma = 0.9
+    make_model().save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match="makes 1-step returns, but the model has n_steps=3"):
+        model.learn(10)
+
+
+def test_networks_can_be_made_anew():
+    model = make_model().learn(60)
+    before = parameters(model)
+    model._setup_model()
+    assert any(not th.equal(value, before[name]) for name, value in parameters(model).items())
+    model.learn(60)
 
 
 @pytest.mark.parametrize("algorithm", [SAC, FlowRL])

@@ -55,6 +55,23 @@ def test_sampling_law(n_envs, n_rows, optimize_memory_usage):
     assert np.abs(deviations).max() < 5  # standard deviations
 
 
+@pytest.mark.parametrize(
+    ("share", "batch_size", "n_recent"), [(0.9, 10, 9), (0.07, 100, 7), (0.2, 256, 52), (1.0, 8, 8), (0.0, 8, 0)]
+)
+def test_the_share_is_rounded_up_and_no_more(share, batch_size, n_recent, monkeypatch):
+    buffer = filled_buffer(100, 100, recent_share=share)
+    sizes = []
+    draw = np.random.randint
+
+    def drawn(*args, size, **kwargs):
+        sizes.append(size)
+        return draw(*args, size=size, **kwargs)
+
+    monkeypatch.setattr(np.random, "randint", drawn)
+    buffer.sample(batch_size)
+    assert sizes[:2] == [batch_size - n_recent, n_recent]
+
+
 def test_the_share_is_exact_in_each_batch():
     buffer = filled_buffer(10_000, 10_000)
     for _ in range(20):

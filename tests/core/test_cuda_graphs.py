@@ -121,6 +121,22 @@ def test_what_the_step_reads_on_the_host_leads_to_another_graph(change, captures
     assert_same(parameters(ours), parameters(theirs))
 
 
+def test_each_guidance_has_graphs_of_its_own():
+    """Also where a new function has the address of one that is gone."""
+    model, keys = make_model(), set()
+    model._captured_step = lambda *arguments: keys.add(arguments[-1])
+    for number in range(12):
+        model.guidance = partial(scaled_guidance, number)
+        model._step_in_a_graph(batch=None, steps_actor=True, diverged=None)
+    assert len(keys) == 12
+    model._step_in_a_graph(batch=None, steps_actor=True, diverged=None)
+    assert len(keys) == 12
+
+
+def scaled_guidance(scale: float, q_behavior: th.Tensor, q_policy: th.Tensor, w2_coef: float) -> th.Tensor:
+    return scale * w2_coef * th.ones_like(q_policy)
+
+
 def test_the_number_of_graphs_is_bounded(captures, monkeypatch):
     monkeypatch.setattr(execution, "MAX_GRAPHS", 3)
     model = captured_model(policy_delay=1).learn(60)

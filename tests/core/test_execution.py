@@ -144,6 +144,19 @@ LOSSES_WITHIN, PARAMETERS_WITHIN, GRADIENT_COSINE = 0.025, 1.2e-3, 0.9995
 
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
+def test_a_setting_of_pytorchs_newer_interface_stays_and_does_no_harm():
+    program = (
+        "import torch, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "from tests.models import trained_model\n"
+        "assert trained_model(device='cpu')._n_updates == 20\n"
+        "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("precision", ["float32_fast", "bfloat16"])
 @pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
 def test_golden_parity_of_the_other_precisions(path, precision, per_sample, monkeypatch):

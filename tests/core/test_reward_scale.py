@@ -29,6 +29,14 @@ def test_returns_of_several_environments_by_hand():
     assert scale.value == pytest.approx(max(101.5 / 5, np.sqrt(scale.moments.var)))
 
 
+def test_a_reward_that_is_not_finite_leaves_the_scale_finite():
+    scale, other = RewardScale(), RewardScale()
+    for reward in (1.0, np.nan, -np.inf, 1.0):
+        scale.update(np.array([reward]), np.array([False]), 0.9)
+        other.update(np.array([reward if np.isfinite(reward) else 0.0]), np.array([False]), 0.9)
+    assert scale.value == other.value and np.isfinite(scale.value)
+
+
 def test_rewards_that_are_all_zero_are_divided_by_1():
     scale = RewardScale()
     scale.update(np.zeros(3), np.zeros(3), 0.9)

@@ -5,12 +5,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import SAC
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer
+from sb3_flowrl.export.loading import load_to_predict
 from tests.golden import NETWORKS
 from tests.models import SMALL, assert_same, make_model, moments, parameters, trained_model
 
@@ -26,6 +29,26 @@ def test_save_and_load_restore_all_networks_and_optimizers(tmp_path):
     assert loaded.actor.ode_solver == "rk4" and loaded.actor.noise_clip is None and loaded.guidance == "reference"
     assert loaded._n_updates == model._n_updates and loaded.policy_kwargs == SMALL["policy_kwargs"]
     assert loaded.actor is loaded.policy.actor and loaded.behavior_value is loaded.policy.behavior_value
+
+
+def test_action_noise_of_several_environments_fits_the_one_it_is_loaded_with(tmp_path):
+    noise = NormalActionNoise(np.zeros(1), np.full(1, 0.1))
+    make_model(make_vec_env("Pendulum-v1", 4), action_noise=noise, train_freq=1).learn(80).save(tmp_path / "model")
+    for n_envs in (1, 2):
+        loaded = FlowRL.load(tmp_path / "model", env=make_vec_env("Pendulum-v1", n_envs))
+        loaded.learn(60)
+        assert np.shape(loaded.action_noise()) == ((1,) if n_envs == 1 else (2, 1))
+
+
+def test_a_model_is_loaded_to_predict_without_its_buffer(tmp_path):
+    arguments = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
+    trained_model(**arguments).save(tmp_path / "model")
+    assert FlowRL.load(tmp_path / "model", buffer_size=1).buffer_size == 1
+    goals = BitFlippingEnv(continuous=True)
+    model = FlowRL("MultiInputPolicy", goals, replay_buffer_class=HerReplayBuffer, policy_kwargs=SMALL["policy_kwargs"])
+    model.save(tmp_path / "her")
+    for name in ("model", "her"):
+        load_to_predict(tmp_path / name).save_policy_safe(tmp_path / f"{name}.safetensors")
 
 
 def test_what_flowrl_did_not_save_is_named(tmp_path):
