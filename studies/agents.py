@@ -2,7 +2,7 @@
 Publish trained agents: their safe policy files, cards, animations and the page that shows them.
 
 A run of a study leaves the policy of its best evaluation behind (see ``run.best_policy_of``). ``python -m studies agents``
-plays each agent again, and writes everything about the agents that is in the repository::
+plays each agent again (with ``--add`` the new ones), and writes everything about the agents that is in the repository::
 
     agents/<environment>.safetensors       the policy
     agents/<environment>.json              its card
@@ -179,7 +179,7 @@ def describe_page(agents: Mapping[str, Agent]) -> str:
 
 def publish(added: Sequence[Sequence[Path]], episodes: int = EPISODES) -> None:
     """
-    Add agents, play all of them again, and write their cards, animations and page.
+    Add agents, play them (without any to add, all agents again), and write the cards, animations and page.
 
     :param added: records and policies to add
     :param episodes: the number of episodes in each mode
@@ -190,9 +190,10 @@ def publish(added: Sequence[Sequence[Path]], episodes: int = EPISODES) -> None:
     recorded = {}
     machine = describe_machine()
     for env_id, agent in list_agents(AGENTS).items():
-        agent.card["returns"] = measure(agent, episodes)
-        agent.card["played_with"] = machine["versions"]
-        write_atomically(agent.policy.with_suffix(".json"), to_json(agent.card))
+        if not added or "returns" not in agent.card:  # an agent that was just added has none
+            agent.card["returns"] = measure(agent, episodes)
+            agent.card["played_with"] = machine["versions"]
+            write_atomically(agent.policy.with_suffix(".json"), to_json(agent.card))
         recorded[env_id] = record_frames(agent)
         save_video(recorded[env_id], FRAMES_PER_SECOND, IMAGES / f"{file_name(env_id)}.gif")
         print(f"{env_id}: {agent.card['returns']['deterministic']['mean']:,.0f}", flush=True)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
@@ -57,6 +58,19 @@ def test_the_same_agent_gets_the_same_card_again(run, tmp_path):
     for card in cards:
         del card["returns"]["stochastic"]
     assert cards[0] == cards[1]
+
+
+def test_adding_an_agent_leaves_the_cards_of_the_others(run, tmp_path):
+    agents.publish([run], episodes=2)
+    card = tmp_path / "agents" / "Pendulum-v1.json"
+    before = card.read_bytes()
+    other = tmp_path / "other.json"
+    other.write_text(run[0].read_text().replace("Pendulum-v1", "MountainCarContinuous-v0"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agents, "measure", lambda agent, episodes: dict(deterministic=dict(mean=1.0, std=0.0, returns=[1.0])))
+        patch.setattr(agents, "record_frames", lambda agent: [np.zeros((8, 8, 3), np.uint8)] * 4)
+        agents.publish([(other, run[1])], episodes=1)
+    assert card.read_bytes() == before and (tmp_path / "agents" / "MountainCarContinuous-v0.json").is_file()
 
 
 def test_only_runs_of_flowrl_with_a_policy_become_agents(run, tmp_path):
