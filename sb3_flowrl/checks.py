@@ -625,10 +625,9 @@ def check_model(model: OffPolicyAlgorithm) -> None:
     check_combination(model.observation_space, model.n_steps, model.optimize_memory_usage)
     check_replay_buffer(model)
     noise = model.action_noise
-    if isinstance(noise, VectorizedActionNoise) and noise.n_envs != model.n_envs:
-        model.action_noise = (
-            noise.base_noise
-        )  # of a model that was saved with other environments; SB3 repeats it when it learns
+    if isinstance(noise, VectorizedActionNoise) and noise.n_envs != model.n_envs and model.num_timesteps > 0:
+        # A model that has learned in other environments and is loaded: SB3 repeated its noise, and does so again
+        model.action_noise = noise.base_noise
 
 
 def without_sde(policy_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -79,9 +79,9 @@ def test_an_agent_is_as_good_as_its_card_says(env_id):
     except AgentError as error:
         pytest.skip(str(error))
     actor = load_policy_safe(agent.policy, device="cpu")
-    n_episodes = 4
     for mode in ("deterministic", "stochastic"):
         card = agent.card["returns"][mode]
+        n_episodes = 4 if card["std"] > 0.2 * abs(card["mean"]) else 2
         played = [play_episode(actor, env, seed, mode == "deterministic").total for seed in range(n_episodes)]
         # A few episodes against the spread of twenty; simulators' versions differ a little, too
         difference = abs(np.mean(played) - card["mean"])
