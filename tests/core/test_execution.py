@@ -143,7 +143,6 @@ VALUE_LOSSES = ("critic_loss", "behavior_critic_loss", "value_loss")
 LOSSES_WITHIN, PARAMETERS_WITHIN, GRADIENT_COSINE = 0.025, 1.2e-3, 0.9995
 
 
-@pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
 def test_a_setting_of_pytorchs_newer_interface_stays_and_does_no_harm():
     program = (
         "import torch, warnings\n"
@@ -157,6 +156,7 @@ def test_a_setting_of_pytorchs_newer_interface_stays_and_does_no_harm():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
 @pytest.mark.parametrize("precision", ["float32_fast", "bfloat16"])
 @pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
 def test_golden_parity_of_the_other_precisions(path, precision, per_sample, monkeypatch):
