@@ -613,7 +613,9 @@ POLICY_CHECKS: dict[str, Check] = {
 
 def check_model(model: OffPolicyAlgorithm) -> None:
     """
-    Check the arguments of a model before its networks are made, and convert its numbers to Python's own types.
+    Check the arguments of a model before its networks are made.
+
+    Its numbers are converted to Python's own types, and the action noise of a loaded model is fitted to its environments.
 
     :param model: the model; ``load`` may have changed its attributes
     :raises ValueError: for the first argument that is not allowed

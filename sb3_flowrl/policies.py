@@ -5,7 +5,7 @@ The policy of FlowRL, which holds its networks and their optimizers.
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -89,6 +89,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :raises ValueError: if an argument is not allowed (see ``sb3_flowrl.checks``), or ``critic_layout`` is
         "reference" for fewer than three hidden layers
     """
+
+    #: Class of Q_π; Q_β* is always a ``FlowCritic``
+    critic_class: ClassVar[type[FlowCritic]] = FlowCritic
 
     actor: FlowActor
     critic: FlowCritic
@@ -303,9 +306,10 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         :param batch_norm: whether the critic is normalized by batch
         :return: the critic
         """
+        critic_class = self.critic_class if critic_kwargs is None else FlowCritic
         critic_kwargs = {**(critic_kwargs or self.critic_kwargs), "batch_norm": batch_norm}
         critic_kwargs = self._update_features_extractor(critic_kwargs, features_extractor)
-        return FlowCritic(share_features_extractor=features_extractor is not None, **critic_kwargs).to(self.device)
+        return critic_class(share_features_extractor=features_extractor is not None, **critic_kwargs).to(self.device)
 
     def make_value(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowValue:
         """

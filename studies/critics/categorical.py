@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn import functional as F
 
@@ -82,14 +81,18 @@ def cross_entropy(logits: th.Tensor, targets: th.Tensor) -> th.Tensor:
 
 class CategoricalCritic(FlowCritic):
     """
-    Twin Q-networks with one output for each atom. Takes FlowCritic's arguments.
+    Twin Q-networks with one output for each atom. Takes FlowCritic's arguments, by name.
+
+    :raises ValueError: if the networks are not normalized by batch
     """
 
     n_outputs = N_ATOMS
     atoms: th.Tensor
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any):
+        if not kwargs["batch_norm"]:
+            raise ValueError("batch_norm=False must be True: the categorical critic has no target network.")
+        super().__init__(**kwargs)
         self.register_buffer("atoms", th.linspace(-RETURN_BOUND, RETURN_BOUND, N_ATOMS))
 
     def q(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
@@ -108,27 +111,7 @@ class CategoricalPolicy(FlowActorCriticPolicy):
     FlowRL's policy with a categorical Q_π; takes the same arguments.
     """
 
-    def make_critic(
-        self,
-        features_extractor: BaseFeaturesExtractor | None = None,
-        critic_kwargs: dict[str, Any] | None = None,
-        batch_norm: bool = False,
-    ) -> FlowCritic:
-        """
-        Create a critic: Q_π as a categorical one, Q_β* as FlowRL's.
-
-        :param features_extractor: the actor's features extractor, to share it; None creates one
-        :param critic_kwargs: arguments of the critic; those of Q_π by default
-        :param batch_norm: whether the critic is normalized by batch
-        :return: the critic
-        :raises ValueError: if Q_π would not be normalized by batch
-        """
-        if critic_kwargs is not None:
-            return super().make_critic(features_extractor, critic_kwargs, batch_norm)
-        if not batch_norm:
-            raise ValueError("batch_norm=False must be True: the categorical critic has no target network.")
-        options = self._update_features_extractor({**self.critic_kwargs, "batch_norm": batch_norm}, features_extractor)
-        return CategoricalCritic(share_features_extractor=features_extractor is not None, **options).to(self.device)
+    critic_class = CategoricalCritic
 
 
 def value_loss(

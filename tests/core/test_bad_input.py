@@ -67,7 +67,7 @@ def test_a_dict_that_sac_has_used_serves_flowrl():
 
 def test_a_net_arch_with_a_misspelled_key():
     with pytest.raises(ValueError, match="net_arch"):
-        FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8], behaviour=[4])))
+        FlowRL("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=dict(pi=[8], qf=[8], behaviors=[4])))
 
 
 def test_a_buffer_that_can_not_hold_dict_observations():

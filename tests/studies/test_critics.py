@@ -132,7 +132,7 @@ def test_it_compiles_and_learns_the_same(algorithm, monkeypatch, recwarn):
 # -------------------------------------------------------------------------------------------------------------------- study
 
 
-def test_study_has_the_three_critics_at_the_same_scale_of_rewards():
+def test_study_has_three_critics_two_of_them_with_scaled_rewards():
     study = load_study(find_study("critics"))
     first = {run.label: run for run in study.runs() if run.env == study.environments[0]}
     assert {label: run.algo for label, run in first.items() if label != "cheap-behavior"} == {
