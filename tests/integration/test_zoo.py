@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from sb3_flowrl.zoo import registration, tune
 from sb3_flowrl.zoo.hub import complete_folder
 from sb3_flowrl.zoo.search_space import DEFAULT_TRIAL, convert_flowrl_params, sample_flowrl_params
 from tests import paper_tasks
+from tests.integration.test_envs_rendering import BACKEND, needs_renderer
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["learning_starts:100", "policy_kwargs:dict(net_arch=[16])", "buffer_size:5000"]
@@ -120,6 +122,44 @@ def test_record_video(trained):
     arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "-n", "20", "-f", "logs", "-o", "videos", "--exp-id", "1"]
     module("rl_zoo3.record_video", *arguments, cwd=trained, environment={"SDL_VIDEODRIVER": "dummy"})
     assert list((trained / "videos").glob("*.mp4"))
+
+
+# 300 meters from where the cheetah starts nothing else is in sight. It jumps there after the first frame, because a camera that
+# does not follow looks at where the robot is in that one
+RUNAWAY = """
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+
+class Runaway(HalfCheetahEnv):
+    def step(self, action):
+        if self.data.qpos[0] < 100:
+            self.set_state(self.data.qpos + np.array([300] + 8 * [0]), self.data.qvel)
+        return super().step(action)
+
+gym.register("Runaway-v0", Runaway, max_episode_steps=1000)
+"""
+
+
+@pytest.mark.slow
+@needs_renderer
+def test_record_video_follows_the_robot(tmp_path):
+    moviepy = pytest.importorskip("moviepy")
+    (tmp_path / "runaway.py").write_text(RUNAWAY)
+    start = "import runpy, runaway; runpy.run_module('rl_zoo3.{}', run_name='__main__')"
+    arguments = ["--algo", "flowrl", "--env", "Runaway-v0", "-f", "logs"]
+    python("-c", start.format("train"), *arguments, "-n", "110", "--eval-freq", "-1", "-params", *SMALL, cwd=tmp_path)
+    documented = (ROOT / "docs" / "rl_zoo3.md").read_text().split("python -m rl_zoo3.record_video ")[1].splitlines()[0]
+    camera = shlex.split(documented)[-2:]
+    assert camera[0] == "--env-kwargs"
+    environment = {"PYTHONPATH": str(tmp_path), "MUJOCO_GL": BACKEND}
+    record = [*arguments, "-n", "20", *camera]
+    python("-c", start.format("record_video"), *record, cwd=tmp_path, environment=environment)
+    (video,) = tmp_path.rglob("*.mp4")
+    with moviepy.VideoFileClip(str(video)) as clip:
+        *_, last = clip.iter_frames()
+    red, _, blue = np.moveaxis(last.astype(int), -1, 0)
+    assert (red > blue + 30).mean() > 0.005  # the cheetah is brown, the sky is not
 
 
 @pytest.mark.slow
