@@ -124,8 +124,8 @@ def test_record_video(trained):
     assert list((trained / "videos").glob("*.mp4"))
 
 
-# 300 meters from where the cheetah starts nothing else is in sight. It jumps there after the first frame, because a camera that
-# does not follow looks at where the robot is in that one
+# 300 meters from where the cheetah starts nothing else is in sight. It jumps there after the first frame, because a camera
+# that does not follow looks at where the robot is in that one
 RUNAWAY = """
 import gymnasium as gym
 import numpy as np
