@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_flowrl.checks.arguments import check_number, check_positive_int
+from sb3_flowrl.checks import check_number, check_positive_int
 from sb3_flowrl.execution import tensors_of, with_tensors
 
 

@@ -16,10 +16,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_flowrl import execution, losses, update
+from sb3_flowrl import checks, execution, losses, update
 from sb3_flowrl.buffers import Batch, check_n_steps, float32_buffer, sample_batches
 from sb3_flowrl.checkpoint.saving import SavableAlgorithm
-from sb3_flowrl.checks import arguments, combinations, environments, finite, keywords
 from sb3_flowrl.diagnostics.dry_run import try_out
 from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
 from sb3_flowrl.flow import draw_noise
@@ -131,7 +130,7 @@ class FlowRL(SavableAlgorithm):
     behavior_value: FlowValue
     averaged_actor: FlowActor | None
 
-    @keywords.explain_unknown_arguments
+    @checks.explain_unknown_arguments
     def __init__(
         self,
         policy: str | type[FlowActorCriticPolicy],
@@ -197,9 +196,9 @@ class FlowRL(SavableAlgorithm):
         self._generators_before_step = None
         if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
             used = dict(policy=policy, train_freq=train_freq, stats_window_size=stats_window_size, seed=seed, device=device)
-            arguments.check_arguments(arguments.ALGORITHM_CHECKS, used)
+            checks.check_arguments(checks.ALGORITHM_CHECKS, used)
         if env is not None or _init_setup_model:
-            env = environments.as_env(env, verbose)
+            env = checks.as_env(env, verbose)
 
         super().__init__(
             policy,
@@ -217,7 +216,7 @@ class FlowRL(SavableAlgorithm):
             replay_buffer_kwargs=replay_buffer_kwargs,
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
-            policy_kwargs=keywords.without_sde(policy_kwargs),
+            policy_kwargs=checks.without_sde(policy_kwargs),
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
@@ -230,22 +229,23 @@ class FlowRL(SavableAlgorithm):
         )
 
         if _init_setup_model:
-            combinations.check_train_freq(self.n_envs, self.train_freq)
+            checks.check_train_freq(self.n_envs, self.train_freq)
             self._setup_model()
 
     def _setup_model(self) -> None:
-        combinations.check_model(self)
+        checks.check_model(self)
         check_n_steps(self.n_steps, self.replay_buffer_class, self.gamma)
         # The policy needs these to predict on its own
         flow_kwargs = dict(flow_steps=self.flow_steps, ode_solver=self.ode_solver, noise_clip=self.noise_clip)
         flow_kwargs["average_actor"] = self.actor_tau is not None
-        keywords.check_policy_kwargs(self.policy_class, self.policy_kwargs, of_algorithm=flow_kwargs)
+        checks.check_policy_kwargs(self.policy_class, self.policy_kwargs, of_algorithm=flow_kwargs)
         with float32_buffer(self, policy_space(self.observation_space, self.has_sorted_keys), flow_kwargs):
             super()._setup_model()
-        combinations.check_returns(self.gamma, self.n_steps, self.replay_buffer)
+        checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         self._create_aliases()
         self._setup_spread_coef()
-        self.reward_scale = (self.reward_scale or RewardScale()) if self.scale_rewards else None  # a loaded one stays
+        # A loaded model has one already
+        self.reward_scale = (self.reward_scale or RewardScale()) if self.scale_rewards else None
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -258,14 +258,14 @@ class FlowRL(SavableAlgorithm):
             try_out(self)
 
     def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = partial(finite.learning_rate_of, FloatSchedule(self.learning_rate).value_schedule)
+        self.lr_schedule = partial(checks.learning_rate_of, FloatSchedule(self.learning_rate).value_schedule)
 
     def _setup_spread_coef(self) -> None:
         self.log_spread_coef: th.Tensor | None = None
         self.spread_coef_optimizer: th.optim.Optimizer | None = None
         if isinstance(self.spread_coef, str):
             # Learn the logarithm, so that α stays above 0
-            initial = math.log(arguments.initial_spread_coef(self.spread_coef))
+            initial = math.log(checks.initial_spread_coef(self.spread_coef))
             self.log_spread_coef = th.full((1,), initial, device=self.device, dtype=th.float32, requires_grad=True)
             self.spread_coef_optimizer = th.optim.Adam([self.log_spread_coef], lr=self.lr_schedule(1), fused=True)
 
@@ -369,7 +369,7 @@ class FlowRL(SavableAlgorithm):
         assert buffer is not None  # for mypy
         return sample_batches(
             *(buffer, gradient_steps, batch_size, self.gamma, normalize, self.device, scale_of(self)),
-            check=lambda sample: finite.check_finite_batch(sample, self._n_updates, self.num_timesteps),
+            check=lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
         )
 
     @property
@@ -394,7 +394,7 @@ class FlowRL(SavableAlgorithm):
         coef = self._current_spread_coef()
         columns = update.read_terms([*logs, {} if coef is None else {"spread_coef": coef}, {"diverged": diverged}])
         updates = range(self._n_updates - len(logs), self._n_updates)
-        finite.check_not_diverged(columns, columns.pop("diverged")[0] > 0, updates, self.num_timesteps)
+        checks.check_not_diverged(columns, columns.pop("diverged")[0] > 0, updates, self.num_timesteps)
         for name, column in columns.items():
             self.logger.record(f"train/{name}", sum(column) / len(column))
 
@@ -415,8 +415,8 @@ class FlowRL(SavableAlgorithm):
 
         :raises ValueError: if it is not whole, or ``train_freq`` counts episodes of several environments
         """
-        combinations.check_train_freq(self.n_envs, self.train_freq)
-        combinations.check_returns(self.gamma, self.n_steps, self.replay_buffer)
+        checks.check_train_freq(self.n_envs, self.train_freq)
+        checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         execution.warn_if_emulated(self.precision, self.device)
         normalize = self.get_vec_normalize_env()
         self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
@@ -424,7 +424,7 @@ class FlowRL(SavableAlgorithm):
             self.reward_scale.restart()
         n_updates_before = self._n_updates
         super().learn(
-            total_timesteps=arguments.number_of_steps(total_timesteps, reset_num_timesteps),
+            total_timesteps=checks.number_of_steps(total_timesteps, reset_num_timesteps),
             callback=callback,
             log_interval=log_interval,
             tb_log_name=tb_log_name,
@@ -432,7 +432,7 @@ class FlowRL(SavableAlgorithm):
             progress_bar=progress_bar,
         )
         if self._num_timesteps_at_start < self.num_timesteps and self._n_updates == n_updates_before:
-            combinations.warn_of_no_update(self)
+            checks.warn_of_no_update(self)
         return self
 
     def _store_transition(

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_flowrl import execution
-from sb3_flowrl.checks.finite import check_finite_actions
+from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
 from sb3_flowrl.stacked import Linear, StackedMLP
 

@@ -22,8 +22,7 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_flowrl import legacy
-from sb3_flowrl.checks.arguments import POLICY_CHECKS, check_arguments
-from sb3_flowrl.checks.environments import UnsupportedObservationSpaceError
+from sb3_flowrl.checks import POLICY_CHECKS, UnsupportedObservationSpaceError, check_arguments
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
 
 #: Widths of hidden layers, for all networks or by "pi", "qf" and "behavior".

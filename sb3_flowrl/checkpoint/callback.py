@@ -14,7 +14,7 @@ from sb3_flowrl.checkpoint.files import CheckpointError, check_writable, list_ch
 from sb3_flowrl.checkpoint.lock import FolderLock
 from sb3_flowrl.checkpoint.run_identity import check_folder, episode_limit, identity_of
 from sb3_flowrl.checkpoint.run_state import check_savable
-from sb3_flowrl.checks.arguments import check_positive_int
+from sb3_flowrl.checks import check_positive_int
 
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL

@@ -26,8 +26,7 @@ from sb3_flowrl.checkpoint.files import (
 from sb3_flowrl.checkpoint.random_states import GeneratorStates
 from sb3_flowrl.checkpoint.replay_buffer import dump_replay_buffer, load_replay_buffer, pack_buffer
 from sb3_flowrl.checkpoint.wrappers import wrapper_states
-from sb3_flowrl.checks.arguments import check_positive_int
-from sb3_flowrl.checks.environments import as_env
+from sb3_flowrl.checks import as_env, check_positive_int
 
 SelfOffPolicyAlgorithm = TypeVar("SelfOffPolicyAlgorithm", bound=OffPolicyAlgorithm)
 

@@ -19,8 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_flowrl import legacy
 from sb3_flowrl.checkpoint.random_states import GeneratorStates, generator_states
 from sb3_flowrl.checkpoint.run_state import load_newest_run, save_run
-from sb3_flowrl.checks.environments import as_env
-from sb3_flowrl.checks.keywords import check_keywords
+from sb3_flowrl.checks import as_env, check_keywords
 from sb3_flowrl.execution import CapturedStep, as_saved
 from sb3_flowrl.export.safe_policy import load_policy_safe, save_policy_safe
 from sb3_flowrl.networks import FlowActor

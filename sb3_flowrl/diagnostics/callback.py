@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_flowrl import update
 from sb3_flowrl.buffers import Batch, sample_batches
-from sb3_flowrl.checks.arguments import check_positive_int
+from sb3_flowrl.checks import check_positive_int
 from sb3_flowrl.diagnostics.instruments import (
     action_spread,
     behavior_advantage,

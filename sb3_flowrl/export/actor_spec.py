@@ -13,14 +13,14 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
-from sb3_flowrl.checks.arguments import (
+from sb3_flowrl.checks import (
     ALGORITHM_CHECKS,
     POLICY_CHECKS,
+    check_action_space,
     check_arguments,
     check_choice,
     check_positive_int,
 )
-from sb3_flowrl.checks.environments import check_action_space
 from sb3_flowrl.networks import FlowActor, float32_by_default
 
 # Limits for a description, well above what a policy needs
