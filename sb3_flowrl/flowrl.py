@@ -244,8 +244,7 @@ class FlowRL(SavableAlgorithm):
         checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         self._create_aliases()
         self._setup_spread_coef()
-        # A loaded model has one already
-        self.reward_scale = (self.reward_scale or RewardScale()) if self.scale_rewards else None
+        self.reward_scale = (self.reward_scale or RewardScale()) if self.scale_rewards else None  # a loaded one stays
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -327,27 +326,28 @@ class FlowRL(SavableAlgorithm):
         learns_behavior = steps_actor or not self.delay_behavior
         optimizers = self.policy.value_optimizers if learns_behavior else [self.critic.optimizer]
         parameters = update.trainable_parameters(optimizers)
-        found, q_behavior = self._differentiate_values(
+        gradients, q_behavior = self._differentiate_values(
             self.policy, settings, batch, noise, learns_behavior, parameters, compiled=compiled
         )
-        update.descend(optimizers, found, diverged)
+        update.descend(optimizers, gradients, diverged)
         if not steps_actor:
-            return found.terms
+            return gradients.terms
 
         # Line 9: the actor, and the coefficient of its spread
-        terms, optimizers = found.terms, [self.actor.optimizer]
-        parameters = update.trainable_parameters(optimizers)
-        coef = self._current_spread_coef()
-        found = self._differentiate_actor(self.policy, settings, batch, noise, q_behavior, coef, parameters, compiled=compiled)
-        update.descend(optimizers, found, diverged)
+        terms, optimizers = gradients.terms, [self.actor.optimizer]
+        parameters, coef = update.trainable_parameters(optimizers), self._current_spread_coef()
+        gradients = self._differentiate_actor(
+            self.policy, settings, batch, noise, q_behavior, coef, parameters, compiled=compiled
+        )
+        update.descend(optimizers, gradients, diverged)
         if self.spread_coef_optimizer is not None:
-            gradient = losses.spread_coef_gradient(found.terms["log_spread"], self.target_spread)
-            update.descend([self.spread_coef_optimizer], found._replace(gradients=[gradient.reshape(1)]), diverged)
+            of_coef = losses.spread_coef_gradient(gradients.terms["log_spread"], self.target_spread).reshape(1)
+            update.descend([self.spread_coef_optimizer], gradients._replace(gradients=[of_coef]), diverged)
 
         # Line 10: the targets, and the actor that is played
         for online, average, tau in self.policy.averages(self.tau, self.actor_tau):
             update.polyak_average(online, average, tau * (1.0 - diverged))
-        return terms | found.terms
+        return terms | gradients.terms
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
         """Take :meth:`_gradient_step` as one CUDA graph. The constants that the step reads on the host select the graph."""

@@ -90,7 +90,7 @@ def weighted_flow_matching_loss(errors: th.Tensor, weights: th.Tensor, per_sampl
     return (weights * errors).mean() if per_sample else weights.mean() * errors.mean()
 
 
-def actor_loss(q_policy: th.Tensor, constraint: th.Tensor) -> th.Tensor:
+def negative_lagrangian(q_policy: th.Tensor, constraint: th.Tensor) -> th.Tensor:
     """
     Compute the negative of the actor's Lagrangian (paper, Eq. 22), to be minimized.
 

@@ -147,7 +147,7 @@ def actor_loss(
     errors = losses.flow_matching_error(velocities, path_velocities)
     weights = guidance_weights(settings, q_behavior, q_policy.detach())
     constraint = losses.weighted_flow_matching_loss(errors, weights, settings.per_sample)
-    loss = losses.actor_loss(q_policy, constraint)
+    loss = losses.negative_lagrangian(q_policy, constraint)
     terms = {
         "flow_matching_loss": errors.mean(),
         "weighted_flow_matching_loss": constraint,

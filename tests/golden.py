@@ -179,7 +179,7 @@ class GoldenRun:
             "critic_loss": ["critic_loss", "critic_buffer_loss"],
             "expectile_loss": ["v_loss"],
             "flow_matching_error": ["cfm_loss_per_sample"],
-            "actor_loss": ["policy_loss"],
+            "negative_lagrangian": ["policy_loss"],
         }
         for function, names in names_in_order.items():
             patch.setattr(losses, function, self._spy(getattr(losses, function), names))

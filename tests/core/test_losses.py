@@ -57,7 +57,7 @@ def test_weights_act_per_sample_or_through_their_mean():
 def test_the_actor_maximises_q_and_minimises_the_constraint():
     q_policy = column(1.0, 3.0).requires_grad_()
     constraint = th.tensor(0.5, requires_grad=True)
-    loss = losses.actor_loss(q_policy, constraint)
+    loss = losses.negative_lagrangian(q_policy, constraint)
     assert loss.item() == pytest.approx(-1.5)
     loss.backward()
     th.testing.assert_close(q_policy.grad, column(-0.5, -0.5))
