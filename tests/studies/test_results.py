@@ -46,7 +46,7 @@ QUICK = ("swimmer", "precision")
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDIES])
 def test_text_and_estimates_made_again_are_those_in_the_repository(name, tmp_path, monkeypatch):
     """The quick half of the test above: few resamplings, and the figures as they are."""
-    monkeypatch.setattr(estimates, "REPLICATIONS", 50)
+    monkeypatch.setattr(estimates, "REPLICATIONS", 5)
     monkeypatch.setattr(figures_module, "_save", lambda figure, stem: next(stem.parent.glob(f"{stem.name}.*")))
     for other in RESULTS.iterdir():  # a study may include the runs of others
         (tmp_path / other.name).symlink_to(other)
