@@ -21,6 +21,7 @@ from sb3_flowrl import FlowRL, execution, flowrl, update
 from sb3_flowrl.execution import MaybeCompiled, matmul_precision
 from tests.core.test_parity import LOSS_OF_NETWORK, LOSSES, check_gradients, check_parameters
 from tests.golden import GoldenRun, authors_names, golden_sets, load_golden_set
+from tests.marks import slow_except
 from tests.models import assert_same, batch_of, batches_of, make_model, moments, noise_of, parameters, trained_model
 
 th_compile = th.compile
@@ -90,7 +91,7 @@ class LinearExtractor(BaseFeaturesExtractor):
         return self.linear(observations).tanh()
 
 
-@pytest.mark.parametrize("share_features_extractor", [False, True])
+@pytest.mark.parametrize("share_features_extractor", slow_except([False], [False, True]))
 def test_features_extractors_learn_compiled_as_eagerly(share_features_extractor, traced):
     options = dict(
         policy_kwargs=dict(
@@ -121,7 +122,7 @@ def check_compiled_parity(path: Path, per_sample: bool, **options) -> None:
 
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["scalar", "per_sample"])
-@pytest.mark.parametrize("path", golden_sets(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", slow_except(golden_sets()[:1], golden_sets()), ids=lambda path: path.stem)
 def test_golden_parity_holds_traced(path, per_sample, traced):
     """Through the graph that is compiled."""
     check_compiled_parity(path, per_sample)
@@ -461,6 +462,7 @@ print(model._n_updates, len(said), said[0])
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_runs_eagerly_and_says_so(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=environment, capture_output=True, text=True)

@@ -31,6 +31,7 @@ from sb3_flowrl.zoo.hub import complete_folder
 from sb3_flowrl.zoo.search_space import DEFAULT_TRIAL, convert_flowrl_params, sample_flowrl_params
 from tests import paper_tasks
 from tests.integration.test_envs_rendering import BACKEND, needs_renderer
+from tests.marks import slow_except
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["learning_starts:100", "policy_kwargs:dict(net_arch=[16])", "buffer_size:5000"]
@@ -108,11 +109,11 @@ def test_train_misses_a_file_that_the_user_named(trained):
 
 
 @pytest.mark.parametrize(
-    "which", [[], ["--load-best"], ["--load-last-checkpoint"], ["--stochastic"]], ids=lambda w: "".join(w) or "last"
+    "which", slow_except(["", "--load-best"], ["", "--load-best", "--load-last-checkpoint", "--stochastic"])
 )
 def test_enjoy(trained, which):
     arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "--no-render", "-n", "400", "-f", "logs", "--exp-id", "1"]
-    output = module("rl_zoo3.enjoy", *arguments, *which, cwd=trained)
+    output = module("rl_zoo3.enjoy", *arguments, *which.split(), cwd=trained)
     assert "2 Episodes" in output and re.search(r"Mean reward: -\d+", output)
 
 
@@ -175,6 +176,7 @@ def test_plots(trained):
     assert (trained / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_push_to_hub_and_the_console_script(trained):
     assert "flowrl" in module("rl_zoo3.push_to_hub", "--help", cwd=trained)
     script = Path(sys.executable).parent / "rl_zoo3"
@@ -200,11 +202,13 @@ huggingface_hub.hf_hub_download = download
 """
 
 
-@pytest.mark.parametrize("command", [["rl_zoo3.push_to_hub"], ["sb3_flowrl.zoo", "push_to_hub"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", slow_except(["sb3_flowrl.zoo push_to_hub"], ["rl_zoo3.push_to_hub", "sb3_flowrl.zoo push_to_hub"])
+)
 def test_push_to_hub_says_how_to_install_flowrl_and_adds_a_safe_policy(trained, tmp_path, command):
     (tmp_path / "sitecustomize.py").write_text(OFFLINE_HUB)
     search_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    arguments = [*command, "--algo", "flowrl", "--env", "Pendulum-v1", "-f", str(trained / "logs"), "--exp-id", "1"]
+    arguments = [*command.split(), "--algo", "flowrl", "--env", "Pendulum-v1", "-f", str(trained / "logs"), "--exp-id", "1"]
     arguments += ["-orga", "someone", "-name", "agent", "--no-render"]
     output = module(*arguments, cwd=tmp_path, environment={"PYTHONPATH": search_path})
     assert "uploaded hub/agent to someone/agent" in output
@@ -221,10 +225,10 @@ def test_push_to_hub_says_how_to_install_flowrl_and_adds_a_safe_policy(trained, 
     expected, _ = model.predict(observations, deterministic=True)
     assert np.array_equal(policy.predict(observations, deterministic=True)[0], expected)
 
-    command = [command[0].replace("push_to", "load_from"), *(each.replace("push_to", "load_from") for each in command[1:])]
+    command = command.replace("push_to", "load_from")
     arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "-f", "logs", "-orga", "someone", "-name", "agent"]
     environment = {"PYTHONPATH": search_path, "TRUST_REMOTE_CODE": "True"}
-    assert "No normalization file" in module(*command, *arguments, cwd=tmp_path, environment=environment)
+    assert "No normalization file" in module(*command.split(), *arguments, cwd=tmp_path, environment=environment)
     loaded = FlowRL.load(tmp_path / "logs" / "flowrl" / "Pendulum-v1_1" / "Pendulum-v1.zip", device="cpu")
     assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
 
@@ -418,7 +422,8 @@ def test_optimize_with_pruning_in_two_threads(tmp_path):
     assert len({model.learning_rate for model in models}) == 3
 
 
-@pytest.mark.parametrize("storage", ["study.log", pytest.param("sqlite:///study.db", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
 def test_two_processes_finish_one_study_and_a_model_is_trained_from_it(tmp_path, storage):
     command = ["-m", "sb3_flowrl.zoo.command", "tune", "--timesteps", "300", "--learning-starts", "200", "--evaluations", "1"]
     command += ["--params", "buffer_size:777", "--optimization-log-path", "models"]  # the latter is rl_zoo3's

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, ResumableCheckpointCallback
 from sb3_flowrl.checkpoint import random_states
 from sb3_flowrl.checkpoint.files import CheckpointError, list_checkpoints
+from tests.marks import slow_except
 from tests.persistence.runs import (
     DimmingWrapper,
     DriftEnv,
@@ -64,7 +65,7 @@ RUNS = {
 
 
 @pytest.mark.filterwarnings("error:The environment does not start")
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", slow_except(["pendulum", "frames", "n steps", "her", "scaled rewards"], RUNS))
 def test_a_stopped_run_goes_on_as_one_that_never_saved_anything(run, tmp_path):
     make_env, policy, kwargs = RUNS[run]
     whole = run_fingerprint(make_model(make_env(), policy, **kwargs).learn(420))
@@ -83,7 +84,7 @@ def learn_until_stopped(model: FlowRL, total: int, folder: Path, stop_at: int) -
 
 
 @pytest.mark.filterwarnings("error:The environment does not start")
-@pytest.mark.parametrize("run", ["pendulum", "normalized", "action noise", "her"])
+@pytest.mark.parametrize("run", slow_except(["normalized"], ["pendulum", "normalized", "action noise", "her"]))
 def test_a_run_that_a_callback_stopped_within_an_episode_goes_on_as_one_that_never_stopped(run, tmp_path):
     make_env, policy, kwargs = RUNS[run]
     whole = run_fingerprint(make_model(make_env(), policy, **kwargs).learn(420))

@@ -14,6 +14,7 @@ from studies.figures import MAX_SVG_BYTES
 from studies.records import RESULTS, ROOT, Folders
 from studies.report import write_report
 from studies.study import load_study
+from tests.marks import slow_except
 
 
 def drawn_by_this_matplotlib(path: Path) -> bool:
@@ -43,7 +44,7 @@ STUDIES = sorted(path.stem for path in RESULTS.glob("*/*.yml"))
 QUICK = ("swimmer", "precision")
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STUDIES])
+@pytest.mark.parametrize("name", slow_except(QUICK, STUDIES))
 def test_text_and_estimates_made_again_are_those_in_the_repository(name, tmp_path, monkeypatch):
     """The quick half of the test above: few resamplings, and the figures as they are."""
     monkeypatch.setattr(estimates, "REPLICATIONS", 5)

@@ -175,7 +175,16 @@ def test_flowrl_imitates_by_the_name_of_the_guidance(tmp_path):
 
 
 def test_studies_compare_these_algorithms():
-    shared = {"policy", "n_timesteps", "policy_kwargs", "precision", "compile", "learning_starts", "actor_tau", "delay_behavior"}
+    shared = {
+        "policy",
+        "n_timesteps",
+        "policy_kwargs",
+        "precision",
+        "compile",
+        "learning_starts",
+        "actor_tau",
+        "delay_behavior",
+    }
     for name, steps in (("worth", 100_000), ("worth_modes", 20_000)):
         study = load_study(find_study(name))
         assert (study.steps, study.seeds, study.baselines) == (steps, [20, 21, 22], ["gaussian"])
