@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import set_random_seed
 from sb3_flowrl import FlowRL
 from sb3_flowrl.stacked import StackedLinear
 from studies.arguments import resolve
-from studies.critics import CategoricalFlowRL, UnitNormFlowRL
+from studies.critics import CategoricalFlowRL, UnitNormFlowRL, XQCFlowRL
 from studies.critics.categorical import N_ATOMS, cross_entropy, mean_value, pessimistic, project
 from studies.study import find_study, load_study
 from tests.models import SMALL, assert_compiles_alike, assert_same, parameters
@@ -75,7 +75,7 @@ def test_cross_entropy_is_least_at_the_target_and_has_a_bounded_gradient():
 # --------------------------------------------------------------------------------------------------------------- algorithms
 
 
-@pytest.mark.parametrize("algorithm", [CategoricalFlowRL, UnitNormFlowRL])
+@pytest.mark.parametrize("algorithm", [CategoricalFlowRL, UnitNormFlowRL, XQCFlowRL])
 def test_saved_models_are_what_they_were(algorithm, tmp_path):
     model = make(algorithm).learn(60)
     model.save(tmp_path / "model.zip")
@@ -89,23 +89,25 @@ def test_saved_models_are_what_they_were(algorithm, tmp_path):
     assert_same(parameters(loaded), parameters(model))
 
 
-def test_values_of_the_categorical_critic_are_within_the_atoms_and_learn_the_return():
-    model = make(CategoricalFlowRL, learning_rate=1e-2).learn(300)
+@pytest.mark.parametrize("algorithm", [CategoricalFlowRL, XQCFlowRL])
+def test_values_of_the_categorical_critic_are_within_the_atoms_and_learn_the_return(algorithm):
+    model = make(algorithm, learning_rate=1e-2).learn(300)
     q = model.critic.q(th.as_tensor(model.replay_buffer.observations[:200, 0]), th.zeros(200, 1))
     assert q.shape == (2, 200, 1) and q.abs().max() <= 5.0
     assert q.mean() < -1.0  # Pendulum's rewards are negative
     assert model.behavior_critic.q(th.zeros(1, 3), th.zeros(1, 1)).shape == (2, 1, 1)
 
 
-def test_hidden_units_of_q_keep_weights_of_norm_one():
-    model = make(UnitNormFlowRL, policy_kwargs=dict(net_arch=[16, 16]))
+@pytest.mark.parametrize("algorithm, n_outputs", [(UnitNormFlowRL, 1), (XQCFlowRL, N_ATOMS)])
+def test_hidden_units_of_q_keep_weights_of_norm_one(algorithm, n_outputs):
+    model = make(algorithm, policy_kwargs=dict(net_arch=[16, 16]))
     first = parameters(model)
     model.learn(80)
     *hidden, last = [layer for layer in model.critic.networks if isinstance(layer, StackedLinear)]
     assert len(hidden) == 2
     for layer in hidden:
         assert th.allclose(layer.weight.norm(dim=-1), th.ones(2, 16), atol=1e-6)
-    assert not th.allclose(last.weight.norm(dim=-1), th.ones(2, 1), atol=1e-3)
+    assert not th.allclose(last.weight.norm(dim=-1), th.ones(2, n_outputs), atol=1e-3)
     assert not th.equal(parameters(model)["critic.networks.1.weight"], first["critic.networks.1.weight"])
 
 
@@ -123,7 +125,7 @@ def test_what_a_critic_needs_is_said(algorithm, kwargs, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", [CategoricalFlowRL, UnitNormFlowRL])
+@pytest.mark.parametrize("algorithm", [CategoricalFlowRL, UnitNormFlowRL, XQCFlowRL])
 def test_it_compiles_and_learns_the_same(algorithm, monkeypatch, recwarn):
     assert_compiles_alike(partial(make, algorithm), monkeypatch)
     assert not [warning for warning in recwarn if "could not be compiled" in str(warning.message)]
@@ -132,14 +134,16 @@ def test_it_compiles_and_learns_the_same(algorithm, monkeypatch, recwarn):
 # -------------------------------------------------------------------------------------------------------------------- study
 
 
-def test_study_has_three_critics_two_of_them_with_scaled_rewards():
+def test_study_has_four_critics_three_of_them_with_scaled_rewards():
     study = load_study(find_study("critics"))
     first = {run.label: run for run in study.runs() if run.env == study.environments[0]}
     assert {label: run.algo for label, run in first.items() if label != "cheap-behavior"} == {
         "scaled": "flowrl",
         "categorical": "flowrl_categorical",
+        "xqc": "flowrl_xqc",
         "unit-norm": "flowrl_unit_norm",
     }
-    assert ALGOS["flowrl_categorical"] is CategoricalFlowRL and ALGOS["flowrl_unit_norm"] is UnitNormFlowRL
-    scaled, categorical = (resolve(first[label])["hyperparameters"] for label in ("scaled", "categorical"))
-    assert scaled == categorical and scaled["scale_rewards"]
+    registered = [ALGOS[f"flowrl_{name}"] for name in ("categorical", "unit_norm", "xqc")]
+    assert registered == [CategoricalFlowRL, UnitNormFlowRL, XQCFlowRL]
+    scaled, categorical, xqc = (resolve(first[label])["hyperparameters"] for label in ("scaled", "categorical", "xqc"))
+    assert scaled == categorical == {**xqc, "learning_rate": scaled["learning_rate"]} and scaled["scale_rewards"]
