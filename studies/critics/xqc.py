@@ -8,7 +8,9 @@ from .unit_norm import UnitNormFlowRL
 
 class XQCFlowRL(UnitNormFlowRL, CategoricalFlowRL):
     """
-    FlowRL with a categorical critic Q_π whose hidden units keep weights of norm 1, as XQC (ICLR 2026). Takes its arguments.
+    FlowRL with a categorical critic Q_π whose hidden units keep weights of norm 1, as XQC (ICLR 2026) has it.
+
+    Takes FlowRL's arguments.
 
     :raises ValueError: unless rewards are scaled, and Q_π is normalized by batch
     """
