@@ -252,7 +252,7 @@ class FlowActor(BoundedActionPolicy):
         Sample an action for each observation.
 
         :param obs: observations, ``(B, *obs_shape)``
-        :param deterministic: start the flow at a0 = 0, the mode of the base distribution, instead of a random sample
+        :param deterministic: start the flow at a0 = 0, the center of the base distribution, instead of a random sample
         :return: actions in [-1, 1], ``(B, A)``
         """
         features = self.features(obs)

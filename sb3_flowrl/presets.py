@@ -1,5 +1,5 @@
 """
-Three sets of arguments: exactly the paper, the authors' code, and the defaults of the published studies.
+Three sets of arguments: exactly the paper, the authors' code, and the defaults before 0.2.
 
 Pass one with ``**``, and override any argument: ``FlowRL("MlpPolicy", env, **reference_arguments(precision="float32"))``.
 D1 to D11 are the differences between paper and code. The documentation lists them, with the argument that controls each.
@@ -102,7 +102,7 @@ def reference_arguments(**overrides: Any) -> dict[str, Any]:
 
 def v0_1_arguments(**overrides: Any) -> dict[str, Any]:
     """
-    Return the defaults of FlowRL 0.1, which the studies in studies/results used.
+    Return the defaults of FlowRL 0.1, with which the study ``learning`` was made.
 
     :param overrides: as for :func:`paper_arguments`
     :return: keyword arguments of ``FlowRL``
