@@ -5,8 +5,6 @@ The start-up hook for rl_zoo3 imports this package whenever Python starts. The n
 use, so that the hook reads no more than two small files.
 """
 
-import os
-
 TYPE_CHECKING = False  # as in `typing`; importing that module would double Python's start-up time
 if TYPE_CHECKING:
     from sb3_flowrl.buffers import NStepRecencyReplayBuffer, RecencyReplayBuffer
@@ -31,6 +29,7 @@ _MODULES = {
     "paper_arguments": "presets",
     "reference_arguments": "presets",
     "v0_1_arguments": "presets",
+    "__version__": "version",
 }
 
 __all__ = [
@@ -50,19 +49,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    value: object
-    if name == "__version__":
-        with open(os.path.join(os.path.dirname(__file__), "version.txt"), encoding="utf-8") as file_handler:
-            value = file_handler.read().strip()
-    elif name in _MODULES:
-        import importlib
-
-        value = getattr(importlib.import_module(f"sb3_flowrl.{_MODULES[name]}"), name)
-    else:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sb3_flowrl' has no attribute {name!r}")
-    globals()[name] = value
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(f"sb3_flowrl.{_MODULES[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, "__version__"})
+    return sorted({*globals(), *_MODULES})

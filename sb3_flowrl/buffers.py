@@ -37,7 +37,8 @@ def float32_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
         # A list of pairs, because gymnasium sorts the keys of a dict
         return spaces.Dict([(key, float32_space(value)) for key, value in space.spaces.items()])
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
-        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+        with np.errstate(over="ignore"):  # float64's largest number, as a bound, becomes infinite
+            return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
     return space
 
 
@@ -227,9 +228,13 @@ def check_form(buffer: ReplayBuffer, sample: Any) -> None:
         raise ValueError(
             f"{returned} a {type(sample).__name__}; it must return ReplayBufferSamples or DictReplayBufferSamples."
         )
+    if missing := [name for name in ReplayBufferSamples._fields if not hasattr(sample, name)]:
+        raise ValueError(
+            f"{returned} a {type(sample).__name__} without {', '.join(missing)}; it needs all of ReplayBufferSamples."
+        )
     for name, part in sample._asdict().items():
         for each in part.values() if isinstance(part, dict) else [part]:
-            if each is not None and not isinstance(each, th.Tensor):
+            if not isinstance(each, th.Tensor) and not (each is None and name == "discounts"):
                 raise ValueError(f"{returned} {name} as a {type(each).__name__}; they must be tensors.")
     n = len(sample.actions)
     for name in ("rewards", "dones", "discounts"):

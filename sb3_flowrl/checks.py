@@ -196,7 +196,7 @@ def number_of_steps(total_timesteps: Any, is_new_run: bool) -> int:
         return max(0, operator.index(value))
     except TypeError:
         raise ValueError(
-            f"total_timesteps={total_timesteps!r} must be a whole number of steps, such as 1_000_000 or 1e6."
+            f"total_timesteps={total_timesteps!r} must be a whole number of at least 0, such as 1_000_000 or 1e6."
         ) from None
 
 
@@ -720,8 +720,13 @@ def check_policy_kwargs(
     :param policy_kwargs: as given to ``FlowRL``
     :param of_algorithm: arguments that must be passed to ``FlowRL`` itself
     :raises TypeError: for an unknown argument (the message suggests a similar one), or one that the algorithm provides
-    :raises ValueError: for an argument of the algorithm
+    :raises ValueError: for an argument of the algorithm, or a policy of another algorithm
     """
+    if not any(each.__module__.startswith("sb3_flowrl.") for each in policy_class.__mro__):
+        raise ValueError(
+            f'policy={policy_class.__module__}.{policy_class.__name__} is another algorithm\'s. Pass "MlpPolicy", '
+            "sb3_flowrl.MlpPolicy, or a subclass of sb3_flowrl.FlowActorCriticPolicy."
+        )
     if misplaced := sorted({*of_algorithm} & policy_kwargs.keys()):
         raise ValueError(f"{misplaced} must be passed to FlowRL itself, not in policy_kwargs={policy_kwargs}.")
     known: set[str] = set()

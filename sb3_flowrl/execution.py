@@ -244,6 +244,16 @@ def with_tensors(nested: Tensors, tensors: Iterable[th.Tensor]) -> Tensors:
     return type(nested)(*(with_tensors(part, left) for part in nested))
 
 
+def is_current(device: th.device) -> bool:
+    """
+    Tell whether a device is PyTorch's current one. :func:`capture` captures what happens there and nowhere else.
+
+    :param device: a device
+    :return: True for every device that is no CUDA device
+    """
+    return device.type != "cuda" or device.index in (None, th.cuda.current_device())
+
+
 def capture(function: Callable[[], th.Tensor]) -> Callable[[], th.Tensor]:
     """
     Capture a function in a CUDA graph, without running it.
@@ -289,7 +299,7 @@ class _Graph(NamedTuple):
     replay: Callable[[], th.Tensor]
 
 
-class Identity:
+class IdentityKey:
     """
     Key that stands for one object, and keeps it alive, so that no later object gets its address.
 
@@ -300,7 +310,7 @@ class Identity:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.value is other.value
+        return isinstance(other, IdentityKey) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)

@@ -250,10 +250,11 @@ class FlowRL(SavableAlgorithm):
             print(f"Using {self.resolved_precision} precision")
         self._differentiate_values = MaybeCompiled(update.value_gradients, self.device)
         self._differentiate_actor = MaybeCompiled(update.actor_gradients, self.device)
-        self._cuda_graphs = self.device.type == "cuda"
+        self._cuda_graphs = self.device.type == "cuda" and execution.is_current(self.device)
         self._captured_step = CapturedStep(self._gradient_step)
         self._diverged = th.zeros((), device=self.device, dtype=th.float32)
-        if self.env is not None:  # without one the model can only predict
+        # Without an environment the model can only predict. A subclass's own step may need what it sets up later
+        if self.env is not None and type(self)._gradient_step is FlowRL._gradient_step:
             try_out(self)
 
     def _setup_lr_schedule(self) -> None:
@@ -272,9 +273,7 @@ class FlowRL(SavableAlgorithm):
         """Return α as the actor's loss takes it."""
         if self.log_spread_coef is not None:
             return self.log_spread_coef.detach().exp().squeeze()
-        if not self.spread_coef:
-            return None
-        return th.full((), float(self.spread_coef), device=self.device, dtype=th.float32)
+        return th.full((), float(self.spread_coef), device=self.device, dtype=th.float32) if self.spread_coef else None
 
     def _create_aliases(self) -> None:
         self.actor = self.policy.actor
@@ -351,9 +350,9 @@ class FlowRL(SavableAlgorithm):
 
     def _step_in_a_graph(self, batch: Batch, steps_actor: bool, diverged: th.Tensor) -> update.Terms:
         """Take :meth:`_gradient_step` as one CUDA graph. The constants that the step reads on the host select the graph."""
-        settings = self.settings._replace(guidance=execution.Identity(self.guidance))  # type: ignore[arg-type]
+        settings = self.settings._replace(guidance=execution.IdentityKey(self.guidance))  # type: ignore[arg-type]
         constants = (settings, self.tau, self.actor_tau, self.delay_behavior, self.target_spread, self.spread_coef)
-        return self._captured_step(batch, steps_actor, diverged, self._optimizers(), constants)
+        return self._captured_step(batch, steps_actor, diverged, self._optimizers(), (constants, self.actor.integration))
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate([] if self._cuda_graphs else optimizers)
@@ -418,8 +417,7 @@ class FlowRL(SavableAlgorithm):
         checks.check_train_freq(self.n_envs, self.train_freq)
         checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         execution.warn_if_emulated(self.precision, self.device)
-        normalize = self.get_vec_normalize_env()
-        self.trained_on_normalized_obs = normalize is not None and normalize.norm_obs
+        self.trained_on_normalized_obs = getattr(self.get_vec_normalize_env(), "norm_obs", False)
         if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset
             self.reward_scale.restart()
         n_updates_before = self._n_updates

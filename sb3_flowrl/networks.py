@@ -228,6 +228,11 @@ class FlowActor(BoundedActionPolicy):
         )
         return squash(end_points)
 
+    @property
+    def integration(self) -> tuple[int, str, float | None]:
+        """Return the constants of the integration: ``flow_steps``, ``ode_solver`` and ``noise_clip``."""
+        return self.flow_steps, self.ode_solver, self.noise_clip
+
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
         Extract the features on which the velocity field is conditioned.
@@ -260,11 +265,11 @@ class FlowActor(BoundedActionPolicy):
         return self.flow(features, draw(len(features), self.action_dim, device=features.device, dtype=th.float32))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if self.device.type != execution.GRAPH_DEVICE or th.is_grad_enabled():
+        if self.device.type != execution.GRAPH_DEVICE or th.is_grad_enabled() or not execution.is_current(self.device):
             return self(observation, deterministic)
         # A graph reads the parameters where they were when it was captured
         places = (each.data_ptr() for each in (*self.parameters(), *self.buffers()))
-        key = (deterministic, self.training, *places)
+        key = (deterministic, self.training, *self.integration, *places)
         return self._captured_calls.call(lambda obs: self(obs, deterministic), observation, key)
 
 

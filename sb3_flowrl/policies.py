@@ -331,15 +331,22 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         List the networks that have a moving average.
 
         :param tau: weight of a critic in its target
-        :param actor_tau: weight of the actor in its average
+        :param actor_tau: weight of the actor in its average. With None the average follows the actor exactly, as a model may
+            have been made with one
         :return: each network, its average, and its weight in it
+        :raises ValueError: if there is a weight, but no average
         """
         averages: list[tuple[nn.Module, nn.Module, float]] = []
         if self.critic_target is not None:
             averages.append((self.critic, self.critic_target, tau))
         averages.append((self.behavior_critic, self.behavior_critic_target, tau))
-        if self.averaged_actor is not None and actor_tau is not None:
-            averages.append((self.actor, self.averaged_actor, actor_tau))
+        if self.averaged_actor is not None:
+            averages.append((self.actor, self.averaged_actor, 1.0 if actor_tau is None else actor_tau))
+        elif actor_tau is not None:
+            raise ValueError(
+                f"actor_tau={actor_tau} needs a moving average of the actor, but this model was made with actor_tau=None. "
+                f"Save it, and load it with FlowRL.load(path, env, actor_tau={actor_tau})."
+            )
         return averages
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import sb3_flowrl
 from sb3_flowrl.checkpoint.lock import FolderLock, FolderLockedError
+from sb3_flowrl.version import __version__
 
 #: Version of the folder's layout.
 FORMAT_VERSION = 1
@@ -89,7 +89,7 @@ def write_checkpoint(
             entries = {file_name: _write_file(unfinished / file_name, writer) for file_name, writer in files.items()}
             manifest = {
                 "format_version": FORMAT_VERSION,
-                "sb3_flowrl": sb3_flowrl.__version__,
+                "sb3_flowrl": __version__,
                 "num_timesteps": num_timesteps,
                 **description,
                 "files": entries,
@@ -147,8 +147,8 @@ def lock_folder(folder: Path) -> FolderLock:
         lock.acquire()
     except FolderLockedError as error:
         raise CheckpointError(
-            f"Checkpoints can't be written to {folder}: another run is writing there ({error}). Give each run its own folder, "
-            "or end that process first."
+            f"Checkpoints can't be written to {folder}: another process has a run there ({error}). Give each run its own "
+            "folder, or end that process first. A notebook holds the folder until its callback is deleted."
         ) from None
     return lock
 
@@ -308,7 +308,7 @@ def _find_damage(path: Path, trust: bool = False) -> str | None:
         if manifest["format_version"] != FORMAT_VERSION:
             return (
                 f"{path} has format version {manifest['format_version']}, written by sb3_flowrl {manifest['sb3_flowrl']}. "
-                f"This sb3_flowrl {sb3_flowrl.__version__} reads version {FORMAT_VERSION}."
+                f"This sb3_flowrl {__version__} reads version {FORMAT_VERSION}."
             )
         for name, entry in manifest["files"].items():
             if _describe(path / name, trust) != entry:

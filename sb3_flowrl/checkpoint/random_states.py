@@ -41,7 +41,9 @@ def restore_random_states(model: OffPolicyAlgorithm, states: dict[str, Any]) -> 
     np.random.set_state(states["numpy"])
     th.set_rng_state(states["torch"])
     if states["cuda"] and th.cuda.is_available():
-        th.cuda.set_rng_state_all(states["cuda"])
+        # The machine that goes on with the run may have fewer devices
+        for device, state in zip(range(th.cuda.device_count()), states["cuda"], strict=False):
+            th.cuda.set_rng_state(state, device)
     model.action_space.np_random.bit_generator.state = states["action_space"]
 
 
@@ -53,13 +55,13 @@ def generator_states(env: VecEnv) -> GeneratorStates | None:
     :return: the states of their ``np_random``, or None if an environment has none
     """
     base = env.unwrapped
-    if isinstance(base, DummyVecEnv):
-        generators = [getattr(each.unwrapped, "np_random", None) for each in base.envs]
-    else:
-        try:
+    try:
+        if isinstance(base, DummyVecEnv):
+            generators = [each.unwrapped.np_random for each in base.envs]
+        else:
             generators = base.get_attr("np_random")
-        except (AttributeError, NotImplementedError):
-            return None
+    except (AttributeError, NotImplementedError):
+        return None
     states = [each.bit_generator.state for each in generators if isinstance(each, np.random.Generator)]
     return states if len(states) == env.num_envs else None
 

@@ -25,8 +25,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import sb3_flowrl
 from sb3_flowrl.checkpoint.files import CheckpointError, list_checkpoints, read_manifest
+from sb3_flowrl.version import __version__
 
 #: Arguments that don't change what is learned. They may change when the run continues.
 FREE_ARGUMENTS = ("verbose", "tensorboard_log")
@@ -100,7 +100,7 @@ def versions() -> dict[str, str]:
     :return: versions by package
     """
     return dict(
-        sb3_flowrl=sb3_flowrl.__version__,
+        sb3_flowrl=__version__,
         stable_baselines3=stable_baselines3.__version__,
         torch=str(th.__version__),
         python=platform.python_version(),

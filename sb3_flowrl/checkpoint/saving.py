@@ -4,15 +4,17 @@ Saving and loading FlowRL: SB3's zip files, exact checkpoints of a run, and file
 
 import inspect
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import json_to_data, load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -49,6 +51,21 @@ def _read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
             "class that saved it, such as stable_baselines3.SAC."
         )
     return saved
+
+
+def _choose_buffer_again(saved: dict[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Let SB3 choose the replay buffer anew if its own choice does not suit new values of n_steps or gamma."""
+    names = ("replay_buffer_class", "replay_buffer_kwargs")
+    has_n_steps = saved.get("n_steps", 1) > 1
+    if not ("n_steps" in kwargs or (has_n_steps and "gamma" in kwargs)) or not kwargs.keys().isdisjoint(names):
+        return {}
+    parts = json_to_data(json.dumps({name: saved[name] for name in names if name in saved}))
+    if parts.get("replay_buffer_class") not in (ReplayBuffer, NStepReplayBuffer):
+        return {}
+    buffer_kwargs = {
+        name: value for name, value in (parts.get("replay_buffer_kwargs") or {}).items() if name not in ("n_steps", "gamma")
+    }
+    return dict(replay_buffer_class=None, replay_buffer_kwargs=buffer_kwargs)
 
 
 class SavableAlgorithm(OffPolicyAlgorithm):
@@ -99,7 +116,7 @@ class SavableAlgorithm(OffPolicyAlgorithm):
             cls._check_keywords_of_load(kwargs, saved)
         if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        kwargs = {**legacy.missing_attributes(saved), **kwargs}
+        kwargs = {**legacy.missing_attributes(saved), **_choose_buffer_again(saved, kwargs), **kwargs}
         custom_objects = {**legacy.former_objects(saved), **(custom_objects or {})}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 

@@ -18,7 +18,7 @@ from sb3_flowrl.guidance import GuidanceError
 if TYPE_CHECKING:
     from sb3_flowrl.flowrl import FlowRL
 
-#: Number of transitions in the trial batch.
+#: Number of transitions in the trial batch, unless the guidance is a function of the user's, which may read all of them.
 N_ROWS = 4
 
 
@@ -61,6 +61,9 @@ def copy_of(model: "FlowRL") -> "FlowRL":
     copied.policy, copied.compile = copy.deepcopy(model.policy), False
     copied._create_aliases()
     copied._setup_spread_coef()
+    for ours, theirs in zip(model._optimizers(), copied._optimizers(), strict=True):
+        # PyTorch's optimizers are copied without the attributes that a subclass adds
+        vars(theirs).update({name: copy.deepcopy(value) for name, value in vars(ours).items() if name not in vars(theirs)})
     return copied
 
 
@@ -97,25 +100,30 @@ def make_batch(model: "FlowRL") -> Batch:
     Make up a replay sample.
 
     :param model: the model
-    :return: :data:`N_ROWS` transitions with random observations
+    :return: transitions, all zeros where the observation space allows it
     """
     assert model.replay_buffer is not None
     space = copy.deepcopy(model.replay_buffer.observation_space)
     space.seed(0)
-    column = th.zeros(N_ROWS, 1, device=model.device, dtype=th.float32)
+    n_rows = model.batch_size if callable(model.guidance) else N_ROWS
+    column = th.zeros(n_rows, 1, device=model.device, dtype=th.float32)
     sample_class: Any = DictReplayBufferSamples if isinstance(space, spaces.Dict) else ReplayBufferSamples
     return sample_class(
-        observations=_sample(space, model.device),
+        observations=_make_observations(space, n_rows, model.device),
         actions=column.expand(-1, model.actor.action_dim).contiguous(),
-        next_observations=_sample(space, model.device),
+        next_observations=_make_observations(space, n_rows, model.device),
         dones=column,
         rewards=column,
         discounts=column,
     )
 
 
-def _sample(space: spaces.Space[Any], device: th.device) -> Any:
+def _make_observations(space: spaces.Space[Any], n_rows: int, device: th.device) -> Any:
     if isinstance(space, spaces.Dict):
-        return {key: _sample(part, device) for key, part in space.items()}
-    drawn = np.stack([np.asarray(space.sample()) for _ in range(N_ROWS)])
-    return th.as_tensor(drawn.reshape(N_ROWS, -1) if drawn.ndim == 1 else drawn, device=device)
+        return {key: _make_observations(part, n_rows, device) for key, part in space.items()}
+    if isinstance(space, spaces.Box):
+        # Of an unbounded space nobody knows which values occur. Zeros suit most networks, also those that look up an index
+        made = np.stack([np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)] * n_rows)
+    else:
+        made = np.stack([np.asarray(space.sample()) for _ in range(n_rows)])
+    return th.as_tensor(made.reshape(n_rows, -1) if made.ndim == 1 else made, device=device)

@@ -85,6 +85,8 @@ class GymnasiumVecEnv(VecEnv):
                 last, infos[index] = reset_info.pop("final_obs"), reset_info.pop("final_info", {})
                 infos[index]["terminal_observation"] = last
                 infos[index]["TimeLimit.truncated"] = reset_info.pop("TimeLimit.truncated")
+                if "episode" in reset_info:  # of RecordEpisodeStatistics, for SB3's log
+                    infos[index]["episode"] = reset_info.pop("episode")
                 self.reset_infos[index] = reset_info
             return observations, infos
         for index in np.flatnonzero(dones):

@@ -23,6 +23,8 @@ from sb3_flowrl.networks import FlowActor
 #: Largest difference allowed between the file's and ``predict``'s actions, scaled to [-1, 1]. Float32 operations in another
 #: order round differently.
 TOLERANCE = 1e-5
+#: Bounds of observations beyond this are taken for none.
+WIDEST_BOUND = 1e6
 
 
 class _Inference(nn.Module):
@@ -160,6 +162,10 @@ def sample_observations(space: spaces.Space[Any], n: int) -> Any:
     """
     if isinstance(space, spaces.Dict):
         return {key: sample_observations(part, n) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        # Bounds such as the largest float32 stand for none; from inside them no network gives a finite action
+        low = np.where(space.low < -WIDEST_BOUND, -np.inf, space.low)
+        space = spaces.Box(low, np.where(space.high > WIDEST_BOUND, np.inf, space.high), dtype=space.dtype.type)
     return np.stack([space.sample() for _ in range(n)])
 
 

@@ -18,9 +18,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 
-import sb3_flowrl
 from sb3_flowrl.export.actor_spec import build_actor, describe_actor
 from sb3_flowrl.networks import FlowActor
+from sb3_flowrl.version import __version__
 
 #: Increased when an older reader would misunderstand the file.
 FORMAT_VERSION = 1
@@ -59,7 +59,7 @@ def save_policy_safe(policy_or_model: BasePolicy | BaseAlgorithm, path: str | os
 
     description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "sb3_flowrl_version": sb3_flowrl.__version__,
+        "sb3_flowrl_version": __version__,
         "actor": describe_actor(actor),
     }
     # If the file could not be loaded again, fail here, while the policy still exists
@@ -178,7 +178,7 @@ def _parse(metadata: dict[str, str]) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise ValueError(
             f"it has format version {version!r}, written by sb3_flowrl {description.get('sb3_flowrl_version')}, but this "
-            f"sb3_flowrl {sb3_flowrl.__version__} reads version {FORMAT_VERSION}. Install the version that wrote it"
+            f"sb3_flowrl {__version__} reads version {FORMAT_VERSION}. Install the version that wrote it"
         )
     if list(description) != ["format_version", "sb3_flowrl_version", "actor", "sha256"] or _to_json(description) != text:
         raise ValueError("its description is not in the form that save_policy_safe writes")

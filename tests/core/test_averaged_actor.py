@@ -153,6 +153,17 @@ def test_a_file_without_it_is_what_it_was(tmp_path):
     assert loaded.actor_tau is None and loaded.averaged_actor is None
 
 
+def test_its_weight_may_change_in_a_model():
+    model = trained_model(actor_tau=0.01)
+    model.actor_tau = None
+    model.learn(20, reset_num_timesteps=False)
+    assert_same(dict(model.averaged_actor.named_parameters()), dict(model.actor.named_parameters()))
+    without = trained_model(actor_tau=None)
+    without.actor_tau = 0.01
+    with pytest.raises(ValueError, match=r"actor_tau=0.01 needs a moving average.*FlowRL.load\(path, env, actor_tau=0.01\)"):
+        without.learn(20, reset_num_timesteps=False)
+
+
 def test_it_takes_no_step_from_a_loss_that_is_not_finite():
     model = trained_model()
     before = flat(model.averaged_actor)

@@ -8,10 +8,11 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.sac.policies import SACPolicy
 
 import sb3_flowrl.envs  # noqa: F401  # registers its ids
 from sb3_flowrl import FlowRL, RecencyReplayBuffer
-from tests.models import make_model, parameters
+from tests.models import StepCountingEnv, make_model, parameters
 
 
 @pytest.mark.parametrize(
@@ -52,9 +53,29 @@ def test_arguments(argument, value, message):
 @pytest.mark.parametrize("value", [1.5, -1, float("nan"), float("inf"), "1e6", None, True])
 def test_total_timesteps(value):
     model = make_model()
-    with pytest.raises(ValueError, match="must be a whole number of steps, such as 1_000_000 or 1e6"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 0, such as 1_000_000 or 1e6"):
         model.learn(value)
     assert model.num_timesteps == 0
+
+
+def test_a_negative_number_of_steps_is_told_apart_from_a_broken_one():
+    with pytest.raises(ValueError, match="total_timesteps=-5 must be a whole number of at least 0"):
+        make_model().learn(-5)
+
+
+def test_a_policy_of_another_algorithm_is_named():
+    with pytest.raises(ValueError, match=r'policy=stable_baselines3.sac.policies.SACPolicy is another algorithm.*"MlpPolicy"'):
+        FlowRL(SACPolicy, "Pendulum-v1")
+
+
+def test_an_environment_without_random_numbers_can_be_trained_in():
+    class WithoutGenerator(StepCountingEnv):
+        def __getattribute__(self, name):
+            if name == "np_random":
+                raise NotImplementedError
+            return super().__getattribute__(name)
+
+    assert make_model(WithoutGenerator(terminates=True)).learn(60)._n_updates == 10
 
 
 def test_a_dict_that_sac_has_used_serves_flowrl():

@@ -1,5 +1,7 @@
 """Replay that favours the newest transitions, and what is stored."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer, RecencyReplayBuffer
+from sb3_flowrl.buffers import float32_space
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
 ACTION_SPACE = spaces.Box(-1, 1, (1,), dtype=np.float32)
@@ -146,6 +149,14 @@ def test_float64_observations_are_stored_as_float32(space, policy):
     stored = model.replay_buffer.observations
     assert {array.dtype for array in ([stored] if space == "Box" else stored.values())} == {np.dtype(np.float32)}
     assert model.observation_space == model.policy.observation_space == env.observation_space
+
+
+def test_the_largest_float64_as_a_bound_warns_of_nothing():
+    largest = np.full(2, np.finfo(np.float64).max)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        space = float32_space(spaces.Box(-largest, largest, dtype=np.float64))
+    assert space.dtype == np.float32 and not space.is_bounded("both")
 
 
 def test_bytes_per_transition_beside_sb3s():

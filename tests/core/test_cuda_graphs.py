@@ -280,6 +280,21 @@ def test_predict_replays_one_graph_for_each_number_of_observations(deterministic
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_predict_follows_a_changed_integration(playing):
+    model, obs = make_model(), np.ones((2, 3), dtype=np.float32)
+    for n_captured, flow_steps in ((1, 1), (2, 3)):
+        model.policy.trained_actor.flow_steps = flow_steps
+        for _ in range(5):
+            model.predict(obs, deterministic=True)
+        assert playing.n_captured == n_captured
+
+
+@pytest.mark.parametrize("device, expected", [("cuda", True), ("cuda:0", True), ("cuda:1", False), ("cpu", True)])
+def test_only_the_current_device_can_be_captured(device, expected, monkeypatch):
+    monkeypatch.setattr(th.cuda, "current_device", lambda: 0)
+    assert execution.is_current(th.device(device)) == expected
+
+
 def test_predict_follows_parameters_that_change_or_move(playing):
     model, obs = make_model(), np.ones((2, 3), dtype=np.float32)
     first = [model.predict(obs, deterministic=True)[0] for _ in range(5)][-1]

@@ -101,6 +101,64 @@ def test_it_leaves_no_trace(monkeypatch):
     assert np.array_equal(states[0], np.random.get_state()[1]) and th.equal(states[1], th.get_rng_state())
 
 
+class NamedAdam(th.optim.Adam):
+    """Has an attribute of its own, which copies of PyTorch's optimizers lose."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = 1.0
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad *= self.scale
+        return super().step(closure)
+
+
+class Embedding(BaseFeaturesExtractor):
+    """Looks up the index that its observations hold, in a space that does not say how many there are."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=4)
+        self.embedding = nn.Embedding(3, 4)
+
+    def forward(self, observations):
+        return self.embedding(observations[:, 0].long())
+
+
+class IndexEnv(gym.Env):
+    observation_space, action_space = spaces.Box(-np.inf, np.inf, (1,)), spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, dtype=np.float32), {}
+
+    def step(self, action):
+        return np.full(1, 2.0, dtype=np.float32), 0.0, True, False, {}
+
+
+class WithAStepOfItsOwn(FlowRL):
+    def _setup_model(self):
+        super()._setup_model()
+        self.steps_taken = 0
+
+    def _gradient_step(self, batch, steps_actor, diverged):
+        self.steps_taken += 1
+        return super()._gradient_step(batch, steps_actor, diverged)
+
+
+def test_what_works_is_not_refused():
+    assert make_model(**of_policy(optimizer_class=NamedAdam)).learn(60)._n_updates == 10
+    assert make_model(IndexEnv(), **of_policy(features_extractor_class=Embedding)).learn(60)._n_updates == 10
+    assert WithAStepOfItsOwn("MlpPolicy", "Pendulum-v1", **SMALL).learn(60).steps_taken == 10
+
+    def most_of_the_batch(q_behavior, q_policy, w2_coef):
+        return w2_coef * (q_behavior >= q_behavior.flatten().topk(20).values.min()).float()
+
+    assert make_model(guidance=most_of_the_batch, batch_size=32).learn(60)._n_updates == 10
+
+
 def test_a_part_that_can_not_be_copied_can_be_trained():
     class Uncopyable(BaseFeaturesExtractor):
         def __init__(self, observation_space):

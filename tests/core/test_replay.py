@@ -1,5 +1,7 @@
 """From the replay buffer to the batches of a ``train()`` call."""
 
+from collections import namedtuple
+
 import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -136,6 +138,11 @@ class Odd(ReplayBuffer):
         (
             lambda sample: sample._replace(rewards=sample.rewards.numpy()),
             "returned rewards as a ndarray; they must be tensors",
+        ),
+        (lambda sample: sample._replace(dones=None), "returned dones as a NoneType; they must be tensors"),
+        (
+            lambda sample: namedtuple("Old", sample._fields[:5])(*sample[:5]),
+            "returned a Old without discounts; it needs all of ReplayBufferSamples",
         ),
         # Added to values of shape (32, 1), these would make (32, 32)
         (lambda sample: sample._replace(rewards=sample.rewards.flatten()), r"rewards of shape \(32,\) with 32 action"),

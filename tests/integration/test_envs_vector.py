@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -82,6 +83,14 @@ def test_transitions_are_those_of_a_dummy_vec_env(make_env, mode, vector_class):
 def test_an_environment_that_reuses_its_arrays_does_not_change_past_observations():
     ours = GymnasiumVecEnv(SyncVectorEnv([Counter] * 2, copy=False))
     assert_equal(transitions(ours), transitions(DummyVecEnv([Counter] * 2)))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_results_of_episodes_reach_sb3s_log(mode):
+    env = GymnasiumVecEnv(RecordEpisodeStatistics(SyncVectorEnv([Counter] * 2, autoreset_mode=mode)))
+    model = FlowRL("MlpPolicy", env, learning_starts=100, policy_kwargs=dict(net_arch=[8]))
+    model.learn(60)
+    assert len(model.ep_info_buffer) > 5
 
 
 def test_flowrl_learns_the_same_as_in_a_dummy_vec_env():

@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_flowrl import FlowRL, MultiInputPolicy
 from sb3_flowrl.export import __main__ as command
-from sb3_flowrl.export.onnx import export_onnx, largest_difference
+from sb3_flowrl.export.onnx import export_onnx, largest_difference, sample_observations
 from tests.persistence.test_safe_policy import MIXED, POLICIES, make_policy, sample
 
 for package in ("onnx", "onnxscript"):
@@ -187,6 +187,15 @@ def test_vec_normalize(path):
     model = FlowRL("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1")), policy_kwargs=dict(net_arch=[8]))
     with pytest.raises(ValueError, match=r"VecNormalize, whose statistics .* Pass model\.policy"):
         export_onnx(model, path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bounds_that_stand_for_none_are_not_sampled_up_to(dtype):
+    largest = np.finfo(dtype).max
+    low, high = np.array([-largest, -largest, -2, 0]), np.array([largest, 1, 2, np.inf])
+    sample = sample_observations(spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype), 100)
+    assert sample.dtype == dtype and np.abs(sample).max() < 1_000
+    assert (sample >= low).all() and (sample <= high).all() and sample[:, 2].std() > 0.5
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -197,6 +197,16 @@ def test_saving_starts_no_cuda_that_nothing_has_used(monkeypatch):
     assert random_states.random_states(model)["cuda"] == []
 
 
+def test_a_run_goes_on_with_fewer_gpus(monkeypatch):
+    model, restored = make_model(), {}
+    states = {**random_states.random_states(model), "cuda": ["first", "second"]}
+    monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(th.cuda, "set_rng_state", lambda state, device: restored.update({device: state}))
+    random_states.restore_random_states(model, states)
+    assert restored == {0: "first"}
+
+
 def test_what_cannot_be_restored_is_warned_about(tmp_path):
     make_model(drift_envs(1, randomness="own")).learn(40).save_checkpoint(tmp_path)
     with pytest.warns(UserWarning, match="does not start its episodes as in the saved run"):

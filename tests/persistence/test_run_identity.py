@@ -204,7 +204,7 @@ def other_process(tmp_path):
 
 def test_of_two_processes_in_one_folder_the_second_is_refused_until_the_first_has_ended(other_process, tmp_path):
     model = make_model(drift_envs(1))
-    message = f"another run is writing there .process {other_process.pid} on .*Give each run its own folder"
+    message = f"another process has a run there .process {other_process.pid} on .*Give each run its own folder"
     with pytest.raises(CheckpointError, match=message):
         model.learn(60, callback=ResumableCheckpointCallback(tmp_path, 20))
     with pytest.raises(CheckpointError, match=message):
@@ -220,7 +220,7 @@ def test_of_two_processes_in_one_folder_the_second_is_refused_until_the_first_ha
 def test_other_versions_are_warned_about(tmp_path, monkeypatch, recwarn):
     with monkeypatch.context() as patch:
         patch.setattr(th, "__version__", "1.2.3")
-        patch.setattr("sb3_flowrl.__version__", "0.0.1")
+        patch.setattr("sb3_flowrl.checkpoint.run_identity.__version__", "0.0.1")
         make_model(drift_envs(1)).save_checkpoint(tmp_path)
     message = r"checkpoint-000000-step-0 was written with sb3_flowrl 0.0.1 \(here .*\), torch 1.2.3 \(here .*not bit for bit"
     with pytest.warns(UserWarning, match=message):

@@ -40,6 +40,23 @@ def test_action_noise_of_several_environments_fits_the_one_it_is_loaded_with(tmp
         assert np.shape(loaded.action_noise()) == ((1,) if n_envs == 1 else (2, 1))
 
 
+@pytest.mark.parametrize("before, after", [(1, 3), (3, 1), (3, 2)])
+def test_a_model_is_loaded_with_other_n_step_returns(before, after, tmp_path):
+    trained_model(n_steps=before).save(tmp_path / "model")
+    loaded = FlowRL.load(tmp_path / "model", env="Pendulum-v1", n_steps=after, gamma=0.9)
+    assert getattr(loaded.replay_buffer, "n_steps", 1) == loaded.n_steps == after
+    assert getattr(loaded.replay_buffer, "gamma", 0.9) == 0.9
+    assert loaded.learn(60)._n_updates > 10
+
+
+def test_a_buffer_of_the_users_choice_stays_when_a_model_is_loaded(tmp_path):
+    of_buffer = dict(replay_buffer_class=NStepRecencyReplayBuffer, replay_buffer_kwargs=dict(n_steps=2, recent_size=40))
+    trained_model(**of_buffer).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="makes 2-step returns, but the model has n_steps=3"):
+        FlowRL.load(tmp_path / "model", env="Pendulum-v1", n_steps=3)
+    assert FlowRL.load(tmp_path / "model", env="Pendulum-v1").replay_buffer.n_steps == 2
+
+
 def test_a_model_is_loaded_to_predict_without_its_buffer(tmp_path):
     arguments = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
     trained_model(**arguments).save(tmp_path / "model")
@@ -166,7 +183,6 @@ def test_discounts_of_the_replay_buffer_have_to_be_the_models(tmp_path):
     with pytest.raises(ValueError, match=r"3-step returns by gamma=0\.99, but .* has gamma=0\.5.*n_steps=3, gamma=0\.5"):
         make_model(gamma=0.5, replay_buffer_class=NStepRecencyReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
     make_model(n_steps=3).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"but the model has gamma=0\.5"):
-        FlowRL.load(tmp_path / "model", gamma=0.5)
-    again = FlowRL.load(tmp_path / "model", gamma=0.5, replay_buffer_kwargs=dict(n_steps=3, gamma=0.5))
-    assert again.replay_buffer.gamma == 0.5
+    for of_buffer in ({}, dict(replay_buffer_kwargs=dict(n_steps=3, gamma=0.5))):
+        again = FlowRL.load(tmp_path / "model", gamma=0.5, **of_buffer)
+        assert (again.replay_buffer.n_steps, again.replay_buffer.gamma) == (3, 0.5)
