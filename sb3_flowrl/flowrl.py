@@ -71,7 +71,7 @@ class FlowRL(SavableAlgorithm):
         ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
-    :param scale_rewards: whether to divide sampled rewards by a running scale of the discounted return, see
+    :param scale_rewards: for studies, whether to divide sampled rewards by a running scale of the discounted return, see
         ``sb3_flowrl.reward_scale``. Values then stay within about ±5, and ``w2_coef`` means the same on every task. It has no
         effect beside a VecNormalize that normalizes rewards
     :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, since nothing else uses them. The paper
