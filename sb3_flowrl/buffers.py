@@ -162,7 +162,6 @@ def sample_batches(
     gamma: float,
     env: VecNormalize | None,
     device: th.device,
-    reward_scale: float,
     check: Callable[[Batch], None],
 ) -> Iterator[Batch]:
     """
@@ -178,7 +177,6 @@ def sample_batches(
     :param gamma: γ, the discount of transitions that do not have their own
     :param env: associated VecNormalize, to normalize observations and rewards
     :param device: the device to move the batches to
-    :param reward_scale: divisor of the rewards
     :param check: a function that is called with each sample, on the CPU, and raises an error if the sample is unusable
     :return: the batches, each with its ``discounts``
     """
@@ -189,8 +187,6 @@ def sample_batches(
         if type(buffer) not in JOINT_BUFFERS:
             check_form(buffer, sample)
         check(sample)
-        if reward_scale != 1.0:
-            sample = sample._replace(rewards=sample.rewards / reward_scale)
         if sample.discounts is None:
             sample = sample._replace(discounts=th.full_like(sample.rewards, gamma))
         fields = [split(field, n_now) for field in move(sample, device)]

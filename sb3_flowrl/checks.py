@@ -545,7 +545,6 @@ ALGORITHM_CHECKS: dict[str, Check] = {
     "optimize_memory_usage": _check_bool,
     "n_steps": check_positive_int,
     "policy_delay": check_positive_int,
-    "scale_rewards": _check_bool,
     "delay_behavior": _check_bool,
     "actor_tau": lambda name, value: (
         None

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -26,7 +25,6 @@ from sb3_flowrl.guidance import GUIDANCES, Guidance
 from sb3_flowrl.legacy import DEFAULTS_VERSION, policy_space
 from sb3_flowrl.networks import FlowActor, FlowCritic, FlowValue
 from sb3_flowrl.policies import CnnPolicy, FlowActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_flowrl.reward_scale import RewardScale, scale_of
 
 SelfFlowRL = TypeVar("SelfFlowRL", bound="FlowRL")
 
@@ -71,9 +69,6 @@ class FlowRL(SavableAlgorithm):
         ``replay_buffer_kwargs={"n_steps": ..., "gamma": ...}`` instead
     :param policy_delay: Policy and target networks will only be updated once every policy_delay updates,
         the first update included. The value functions will be updated every time.
-    :param scale_rewards: for studies, whether to divide sampled rewards by a running scale of the discounted return, see
-        ``sb3_flowrl.reward_scale``. Values then stay within about ±5, and ``w2_coef`` means the same on every task. It has no
-        effect beside a VecNormalize that normalizes rewards
     :param delay_behavior: whether Q_β* and V_β* are updated only when the actor is, since nothing else uses them. The paper
         updates them every time
     :param actor_tau: weight of the actor in its moving average, at each of its steps. ``predict(deterministic=True)`` plays
@@ -149,7 +144,6 @@ class FlowRL(SavableAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         policy_delay: int = 2,
-        scale_rewards: bool = False,
         delay_behavior: bool = True,
         actor_tau: float | None = 0.01,
         flow_steps: int = 1,
@@ -174,8 +168,6 @@ class FlowRL(SavableAlgorithm):
         _init_setup_model: bool = True,
     ):
         self.policy_delay = policy_delay
-        self.scale_rewards = scale_rewards
-        self.reward_scale: RewardScale | None = None
         self.delay_behavior = delay_behavior
         self.actor_tau = actor_tau
         self.flow_steps = flow_steps
@@ -244,7 +236,6 @@ class FlowRL(SavableAlgorithm):
         checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         self._create_aliases()
         self._setup_spread_coef()
-        self.reward_scale = (self.reward_scale or RewardScale()) if self.scale_rewards else None  # a loaded one stays
         self.resolved_precision = resolve_precision(self.precision, self.device)
         if self.precision == "auto" and self.verbose >= 1:
             print(f"Using {self.resolved_precision} precision")
@@ -367,7 +358,7 @@ class FlowRL(SavableAlgorithm):
         buffer, normalize = self.replay_buffer, self._vec_normalize_env
         assert buffer is not None  # for mypy
         return sample_batches(
-            *(buffer, gradient_steps, batch_size, self.gamma, normalize, self.device, scale_of(self)),
+            *(buffer, gradient_steps, batch_size, self.gamma, normalize, self.device),
             check=lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
         )
 
@@ -386,8 +377,6 @@ class FlowRL(SavableAlgorithm):
     def _record(self, logs: list[update.Terms], diverged: th.Tensor) -> None:
         """Log the means of the terms of the last updates, and raise ValueError if a loss or a gradient was not finite."""
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self.reward_scale is not None:
-            self.logger.record("train/reward_scale", scale_of(self))
         if not logs:
             return
         coef = self._current_spread_coef()
@@ -418,8 +407,6 @@ class FlowRL(SavableAlgorithm):
         checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         execution.warn_if_emulated(self.precision, self.device)
         self.trained_on_normalized_obs = getattr(self.get_vec_normalize_env(), "norm_obs", False)
-        if self.reward_scale is not None and (reset_num_timesteps or self._last_obs is None):  # the environment will be reset
-            self.reward_scale.restart()
         n_updates_before = self._n_updates
         super().learn(
             total_timesteps=checks.number_of_steps(total_timesteps, reset_num_timesteps),
@@ -432,17 +419,3 @@ class FlowRL(SavableAlgorithm):
         if self._num_timesteps_at_start < self.num_timesteps and self._n_updates == n_updates_before:
             checks.warn_of_no_update(self)
         return self
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        if self.reward_scale is not None:
-            normalize = self._vec_normalize_env
-            self.reward_scale.update(reward if normalize is None else normalize.get_original_reward(), dones, self.gamma)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)

@@ -35,9 +35,7 @@ _OLD_KEY = re.compile(r"networks\.\d+\.\d+\.\w+")
 #: The version of the policy's defaults, which each file stores as ``defaults_version``: 0 is from before 0.1, 1 is 0.1.
 DEFAULTS_VERSION = 2
 #: Attributes that a file may lack, and the values that are used instead.
-MISSING_ATTRIBUTES: dict[str, Any] = dict(
-    spread_coef=0.0, has_sorted_keys=True, scale_rewards=False, delay_behavior=False, actor_tau=None
-)
+MISSING_ATTRIBUTES: dict[str, Any] = dict(spread_coef=0.0, has_sorted_keys=True, delay_behavior=False, actor_tau=None)
 #: The policy's ``net_arch`` of version 1, where Q_β* and V_β* were as wide as Q_π.
 FORMER_NET_ARCH = [256, 256]
 #: The policy's defaults of version 0.

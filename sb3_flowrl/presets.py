@@ -35,7 +35,6 @@ def paper_arguments(action_dim: int, **overrides: Any) -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=None,  # D7
         policy_delay=1,  # D8
-        scale_rewards=False,
         delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
@@ -76,7 +75,6 @@ def reference_arguments(**overrides: Any) -> dict[str, Any]:
         gamma=0.99,
         replay_buffer_class=RecencyReplayBuffer,  # D7
         policy_delay=2,  # D8
-        scale_rewards=False,
         delay_behavior=False,
         actor_tau=None,
         flow_steps=1,
@@ -115,7 +113,6 @@ def v0_1_arguments(**overrides: Any) -> dict[str, Any]:
         tau=0.95,
         gamma=0.99,
         policy_delay=2,
-        scale_rewards=False,
         delay_behavior=False,
         actor_tau=None,
         flow_steps=1,

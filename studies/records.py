@@ -36,11 +36,10 @@ ADDED_SINCE: dict[str, Any] = {
     "actor_tau": None,
     "policy_kwargs.average_actor": False,
     "delay_behavior": False,
-    "scale_rewards": False,
     "use_sde": False,
 }
 #: FlowRL's arguments that were removed since the first study, and the values that meant what FlowRL does now.
-REMOVED_SINCE: dict[str, Any] = {"float64_observations": False}
+REMOVED_SINCE: dict[str, Any] = {"float64_observations": False, "scale_rewards": False}
 
 #: What is known about a finished run, see ``run.py``.
 Record = dict[str, Any]

@@ -295,7 +295,6 @@ def draw_valid(seed: int, rng: random.Random) -> Configuration:
         gradient_steps=rng.choice([1, 1, 2, -1]),
         action_noise=action_noise(rng, acts, env.n_envs),
         policy_delay=rng.choice([1, 2, 2, 3]),
-        scale_rewards=rng.random() < 0.5,
         delay_behavior=rng.random() < 0.3,
         actor_tau=rng.choice([0.01, 0.01, None, 1, np.float32(0.5)]),
         flow_steps=rng.choice([1, 1, 2, 3]),

@@ -16,7 +16,6 @@ from torch import nn
 from sb3_flowrl import FlowRL
 from sb3_flowrl.buffers import Batch, sample_batches
 from sb3_flowrl.flow import FlowNoise, draw_noise
-from sb3_flowrl.reward_scale import scale_of
 from tests.golden import NETWORKS
 
 SMALL = dict(policy_kwargs=dict(net_arch=[16]), learning_starts=50, batch_size=32, buffer_size=1_000)
@@ -39,8 +38,8 @@ def batches_of(model: FlowRL, n_batches: int, batch_size: int) -> list[Batch]:
     """Samples of the model's replay buffer, as its updates see them."""
     assert model.replay_buffer is not None
     normalize = model.get_vec_normalize_env()
-    sizes, scale = (n_batches, batch_size), scale_of(model)
-    return list(sample_batches(model.replay_buffer, *sizes, model.gamma, normalize, model.device, scale, check=lambda _: None))
+    sizes = n_batches, batch_size
+    return list(sample_batches(model.replay_buffer, *sizes, model.gamma, normalize, model.device, check=lambda _: None))
 
 
 def batch_of(model: FlowRL, batch_size: int) -> Batch:
@@ -73,8 +72,7 @@ def assert_compiles_alike(make: Callable[..., FlowRL], monkeypatch: pytest.Monke
     compiled = make(compile=True)
     compiled._setup_learn(0)
     compiled.set_parameters(copy.deepcopy(eager.get_parameters()))
-    compiled.replay_buffer, compiled.reward_scale = eager.replay_buffer, eager.reward_scale
-    compiled._n_updates = eager._n_updates
+    compiled.replay_buffer, compiled._n_updates = eager.replay_buffer, eager._n_updates
     for model in (eager, compiled):
         set_random_seed(5)
         for _ in range(3):

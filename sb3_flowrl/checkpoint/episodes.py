@@ -148,8 +148,6 @@ def reset_and_truncate(model: OffPolicyAlgorithm) -> Any:
     truncate_episodes(model.replay_buffer)
     if model.action_noise is not None:
         model.action_noise.reset()
-    if (reward_scale := getattr(model, "reward_scale", None)) is not None:
-        reward_scale.restart()
     if model._vec_normalize_env is not None:
         model._last_original_obs = model._vec_normalize_env.get_original_obs()
     return model._last_obs

@@ -41,7 +41,6 @@ from sb3_flowrl.execution import own_random_numbers
 from sb3_flowrl.flow import FlowNoise, draw_noise
 from sb3_flowrl.losses import clipped_min
 from sb3_flowrl.networks import FlowCritic
-from sb3_flowrl.reward_scale import scale_of
 from sb3_flowrl.stacked import StackedBatchNorm
 
 if TYPE_CHECKING:
@@ -62,13 +61,12 @@ def sample_replay(model: OffPolicyAlgorithm, sample_size: int) -> Batch:
 
     :param model: a model with a replay buffer that is not empty
     :param sample_size: B
-    :return: transitions, normalized and scaled as in training
+    :return: transitions, normalized as in training
     """
     buffer = model.replay_buffer
     assert buffer is not None  # for mypy
     normalizer = model.get_vec_normalize_env()
-    scale = scale_of(model)
-    (batch,) = sample_batches(buffer, 1, sample_size, model.gamma, normalizer, model.device, scale, check=lambda _: None)
+    (batch,) = sample_batches(buffer, 1, sample_size, model.gamma, normalizer, model.device, check=lambda _: None)
     return batch
 
 
@@ -210,7 +208,7 @@ def play_episode(model: OffPolicyAlgorithm, env: gym.Env, seed: int) -> Episode:
     return Episode(
         model.policy.obs_to_tensor(stacked)[0],
         th.as_tensor(np.stack(scaled_actions), dtype=th.float32, device=model.device),
-        (np.array(rewards) if normalizer is None else normalizer.normalize_reward(np.array(rewards))) / scale_of(model),
+        np.array(rewards) if normalizer is None else normalizer.normalize_reward(np.array(rewards)),
         terminated,
     )
 

@@ -185,7 +185,6 @@ def configurations(draw, observations: str, replay: str) -> tuple[spaces.Space, 
         gradient_steps=draw(st.sampled_from([-1, 1, 2, 3])),
         action_noise=draw(action_noises(action_space)),
         policy_delay=draw(st.integers(1, 3)),
-        scale_rewards=draw(st.booleans()),
         delay_behavior=draw(st.booleans()),
         actor_tau=draw(st.none() | st.floats(1e-6, 1)),
         flow_steps=draw(st.integers(1, 3)),
@@ -365,7 +364,6 @@ INVALID: dict[str, st.SearchStrategy[Any]] = dict(
     optimize_memory_usage=NO_BOOL,
     n_steps=BELOW_1,
     policy_delay=BELOW_1,
-    scale_rewards=NO_BOOL,
     delay_behavior=NO_BOOL,
     actor_tau=st.one_of(
         st.text(max_size=4), st.booleans(), st.just(float("nan")), st.floats(max_value=0), st.floats(min_value=1 + 1e-6)

@@ -222,6 +222,5 @@ def test_a_checkpoint_of_version_0_1_goes_on_as_it_did(of_v0_1, tmp_path):
         warnings.filterwarnings("ignore", message=".*was made with")  # other versions of the packages
         model = FlowRL.load_checkpoint(tmp_path / "run", "Pendulum-v1", device="cpu")
     model.learn(100, reset_num_timesteps=False)
-    assert model.reward_scale.value == pytest.approx(float(of_v0_1["scale"]))
     predictions, _ = model.predict(of_v0_1["observations"], deterministic=True)
     np.testing.assert_allclose(predictions, of_v0_1["after"], atol=1e-4)

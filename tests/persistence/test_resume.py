@@ -55,7 +55,6 @@ RUNS = {
         dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)),
     ),
     "her": (lambda: DummyVecEnv([ReachEnv]), "MultiInputPolicy", dict(replay_buffer_class=HerReplayBuffer)),
-    "scaled rewards": (lambda: drift_envs(2), "MlpPolicy", dict(scale_rewards=True)),
     "schedule": (
         lambda: drift_envs(1),
         "MlpPolicy",
@@ -65,7 +64,7 @@ RUNS = {
 
 
 @pytest.mark.filterwarnings("error:The environment does not start")
-@pytest.mark.parametrize("run", slow_except(["pendulum", "frames", "n steps", "her", "scaled rewards"], RUNS))
+@pytest.mark.parametrize("run", slow_except(["pendulum", "frames", "n steps", "her"], RUNS))
 def test_a_stopped_run_goes_on_as_one_that_never_saved_anything(run, tmp_path):
     make_env, policy, kwargs = RUNS[run]
     whole = run_fingerprint(make_model(make_env(), policy, **kwargs).learn(420))
@@ -117,7 +116,6 @@ RESTARTED = {
     "global generators": (lambda: drift_envs(1, randomness="global"), {}),
     "never between all episodes": (lambda: drift_envs(2, lengths=(30, 60)), dict(action_noise=ou_noise())),
     "episodes longer than between checkpoints": (lambda: drift_envs(2, lengths=(60, 90)), {}),
-    "scaled rewards of episodes that are cut": (lambda: drift_envs(2, lengths=(30, 60)), dict(scale_rewards=True)),
     "other processes": (lambda: SubprocVecEnv([DriftEnv] * 2, start_method="fork"), {}),
     "unknown wrapper": (lambda: DimmingWrapper(drift_envs(1)), {}),
 }
