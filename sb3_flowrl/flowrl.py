@@ -358,7 +358,12 @@ class FlowRL(SavableAlgorithm):
         buffer, normalize = self.replay_buffer, self._vec_normalize_env
         assert buffer is not None  # for mypy
         return sample_batches(
-            *(buffer, gradient_steps, batch_size, self.gamma, normalize, self.device),
+            buffer,
+            gradient_steps,
+            batch_size,
+            self.gamma,
+            normalize,
+            self.device,
             check=lambda sample: checks.check_finite_batch(sample, self._n_updates, self.num_timesteps),
         )
 

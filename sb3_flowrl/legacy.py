@@ -68,7 +68,7 @@ def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
     version = _defaults_version(saved)
     if not saved or version == DEFAULTS_VERSION:
         return {}
-    parts = json_to_data(json.dumps({name: saved[name] for name in ("policy_class", "policy_kwargs") if name in saved}))
+    parts = restore_objects(saved, "policy_class", "policy_kwargs")
     if not {"policy_class", "policy_kwargs"} <= parts.keys():  # SB3 reports which one can't be loaded
         return {}
     policy_class, given = parts["policy_class"], parts["policy_kwargs"]
@@ -81,6 +81,17 @@ def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
         if name in own_defaults and own_defaults[name].default is not None:  # the default of a custom policy class
             del former[name]
     return dict(policy_kwargs={**given, **{name: value for name, value in former.items() if given.get(name) is None}})
+
+
+def restore_objects(saved: dict[str, Any], *names: str) -> dict[str, Any]:
+    """
+    Restore some of a file's attributes to Python objects.
+
+    :param saved: the file's attributes, see :func:`read_attributes`
+    :param names: names of attributes
+    :return: the objects by name, without those that the file does not hold or that can't be loaded
+    """
+    return json_to_data(json.dumps({name: saved[name] for name in names if name in saved}))
 
 
 def _defaults_version(saved: dict[str, Any]) -> int:

@@ -331,8 +331,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         List the networks that have a moving average.
 
         :param tau: weight of a critic in its target
-        :param actor_tau: weight of the actor in its average. With None the average follows the actor exactly, as a model may
-            have been made with one
+        :param actor_tau: weight of the actor in its average. None, in a model that was made with an average, makes the average
+            equal to the actor
         :return: each network, its average, and its weight in it
         :raises ValueError: if there is a weight, but no average
         """

@@ -4,7 +4,6 @@ Saving and loading FlowRL: SB3's zip files, exact checkpoints of a run, and file
 
 import inspect
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import json_to_data, load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -59,7 +58,7 @@ def _choose_buffer_again(saved: dict[str, Any], kwargs: Mapping[str, Any]) -> di
     has_n_steps = saved.get("n_steps", 1) > 1
     if not ("n_steps" in kwargs or (has_n_steps and "gamma" in kwargs)) or not kwargs.keys().isdisjoint(names):
         return {}
-    parts = json_to_data(json.dumps({name: saved[name] for name in names if name in saved}))
+    parts = legacy.restore_objects(saved, *names)
     if parts.get("replay_buffer_class") not in (ReplayBuffer, NStepReplayBuffer):
         return {}
     buffer_kwargs = {

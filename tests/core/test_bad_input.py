@@ -58,11 +58,6 @@ def test_total_timesteps(value):
     assert model.num_timesteps == 0
 
 
-def test_a_negative_number_of_steps_is_told_apart_from_a_broken_one():
-    with pytest.raises(ValueError, match="total_timesteps=-5 must be a whole number of at least 0"):
-        make_model().learn(-5)
-
-
 def test_a_policy_of_another_algorithm_is_named():
     with pytest.raises(ValueError, match=r'policy=stable_baselines3.sac.policies.SACPolicy is another algorithm.*"MlpPolicy"'):
         FlowRL(SACPolicy, "Pendulum-v1")

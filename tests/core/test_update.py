@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_flowrl import FlowRL, update
 from sb3_flowrl.execution import MaybeCompiled
+from tests.marks import slow_except
 from tests.models import ScaleExtractor, assert_same, make_model, moments, parameters, trained_model
 
 th_autograd_grad = th.autograd.grad
@@ -186,7 +187,7 @@ def test_a_buffer_of_the_users_is_asked_for_one_batch_at_a_time_and_may_return_a
     assert model._n_updates == 60 and set(model.replay_buffer.asked) == {64} and len(model.replay_buffer.asked) == 60
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compile", slow_except([False], [False, True]))
 def test_another_default_dtype_after_the_model_was_made_changes_nothing(compile, monkeypatch):
     monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
     th.compiler.reset()

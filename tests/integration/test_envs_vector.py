@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from sb3_flowrl import FlowRL
 from sb3_flowrl.envs.envpool import EnvPoolVectorEnv
 from sb3_flowrl.envs.vector import GymnasiumVecEnv
+from tests.marks import slow_except
 
 
 class Counter(gym.Env):
@@ -68,7 +69,7 @@ def assert_equal(left, right) -> None:
 
 @pytest.mark.parametrize("make_env", [Counter, Goals])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("vector_class", [SyncVectorEnv, pytest.param(AsyncVectorEnv, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("vector_class", slow_except([SyncVectorEnv], [SyncVectorEnv, AsyncVectorEnv]))
 def test_transitions_are_those_of_a_dummy_vec_env(make_env, mode, vector_class):
     ours = GymnasiumVecEnv(vector_class([make_env] * 3, autoreset_mode=mode))
     expected = transitions(DummyVecEnv([make_env] * 3))

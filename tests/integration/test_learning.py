@@ -9,6 +9,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_flowrl import FlowRL
+from tests.marks import slow_except
 
 MODES = np.array([[-0.6, 0.0], [0.6, 0.0]])
 
@@ -43,7 +44,7 @@ def mode_shares(seed: int, **kwargs) -> np.ndarray:
     return (np.linalg.norm(actions[:, None] - MODES, axis=2) < 0.3).mean(axis=0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+@pytest.mark.parametrize("seed", slow_except([0, 1], range(5)))
 def test_the_flow_keeps_both_of_two_equally_good_modes(seed):
     shares = mode_shares(seed)
     assert shares.min() >= 0.1, f"shares of the two modes: {shares}"

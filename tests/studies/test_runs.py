@@ -26,9 +26,10 @@ from studies.records import Folders, without_folders, write_atomically
 from studies.run import best_policy_of, execute
 from studies.runner import Resources, find_missing, run_study
 from studies.study import Run, Study, StudyError
+from tests.marks import slow_except
 from tests.studies.made_up import finish, make_study
 
-ALGOS = ["flowrl", "sac", "td3", pytest.param("tqc", marks=pytest.mark.slow)]
+ALGOS = slow_except(["flowrl", "sac", "td3"], ["flowrl", "sac", "td3", "tqc"])
 ONE_CORE = Resources(cpus=1)
 
 

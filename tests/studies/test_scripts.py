@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from studies.figures import NAMES
+from tests.marks import slow_except
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +20,7 @@ def run_script(name: str, *arguments: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("algo", ["flowrl", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algo", slow_except(["flowrl"], ["flowrl", "sac"]))
 def test_learning_curves(algo, tmp_path):
     common = ["--results", str(tmp_path)]
     run = ["run", "--algo", algo, "--env", "Pendulum-v1", "--steps", "30", "--eval-freq", "10", "--episodes", "2", *common]
