@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ class Architecture:
 def paper_like_arguments() -> dict[str, Any]:
     """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
     policy_kwargs = {name: value for name, value in FORMER_POLICY_DEFAULTS.items() if name != "net_arch"}
-    return dict(learning_rate=3e-4, spread_coef=0.0, delay_behavior=False, policy_kwargs=policy_kwargs)
+    return dict(learning_rate=3e-4, spread_coef=0.0, delay_behavior=False, actor_tau=None, policy_kwargs=policy_kwargs)
 
 
 ARCHITECTURES = {
@@ -395,7 +396,7 @@ class Record:
     def __init__(self, args: argparse.Namespace):
         self.path: Path = args.output
         self.contents: dict[str, Any] = dict(
-            command=" ".join(["python", *sys.argv]),
+            command=shlex.join(["python", *(argument.removeprefix(f"{ROOT}/") for argument in sys.argv)]),
             # paths as from the checkout, wherever that is
             options={
                 name: str(value).removeprefix(f"{ROOT}/") if isinstance(value, Path) else value

@@ -77,7 +77,10 @@ def main() -> None:
     parser.add_argument("--action-dim", type=int, default=6)
     args = parse(parser, contenders=["FlowRL float32"], buffer_size=5_000, updates=2)
     record = Record(args)
-    results = {name: in_fresh_process(measure, name, args) for name in args.contenders}
+    results: dict[str, dict[str, Any]] = {}
+    for name in args.contenders:
+        results[name] = in_fresh_process(measure, name, args)
+        record.write(results=results)
     rows = []
     for name, seen in results.items():
         cells = [seen["start"]["now"], seen["built"]["now"], *(seen[when]["peak"] for when in ("full_buffer", "updated"))]
@@ -85,7 +88,6 @@ def main() -> None:
     title = f"Resident set in MB, {args.buffer_size} transitions, obs {args.obs_dim}, act {args.action_dim}, one thread"
     header = ["contender", "bytes a transition", "imports", "empty buffer", "full buffer, peak", "updates, peak"]
     print_table(title, header, rows)
-    record.write(results=results)
 
 
 if __name__ == "__main__":

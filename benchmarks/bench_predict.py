@@ -139,7 +139,7 @@ def main() -> None:
         }
         print_ratios(found)
         results.append(dict(batch_size=batch_size, microseconds=latencies, ratios=found, threads=1))
-    record.write(results=results)
+        record.write(results=results)
 
 
 if __name__ == "__main__":

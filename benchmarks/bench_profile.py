@@ -163,10 +163,10 @@ def main() -> None:
     for architecture in args.architectures:
         for name in args.contenders:
             results[f"{name}, {architecture}"] = in_fresh_process(measure, name, ARCHITECTURES[architecture], args)
+            record.write(results=results)  # so that a run that is ended by a time limit leaves what it has
     print_profiles(results)
     for name, result in results.items():
         print_summary(name, result["trace"])
-    record.write(results=results)
 
 
 def print_profiles(results: dict[str, dict[str, Any]]) -> None:

@@ -202,8 +202,8 @@ def main() -> None:
             rows.append([name, *(f"{cost:.2f}" for cost in medians), *(f"{slope:.2f}" for slope in fitted[parameter][name])])
         title = f"## Milliseconds of {one_unit(parameter)} against {parameter}, medians, one thread"
         print_table(title, [parameter, *map(str, values), "slope", "last slope"], rows)
+        record.write(milliseconds=results, slopes=fitted)
     draw(results, args.output.with_suffix(".png"))
-    record.write(milliseconds=results, slopes=fitted)
 
 
 if __name__ == "__main__":

@@ -122,16 +122,21 @@ def bytes_of_updates(model: Any) -> dict[str, float]:
     :param model: a FlowRL model
     :return: what Adam and Polyak averaging must move in an update, on average over the policy delay
     """
-    sizes = {
-        name: sum(parameter.numel() for parameter in getattr(model, name).parameters())
-        for name in ("actor", "critic", "behavior_critic", "behavior_value")
-    }
-    actor, critics = sizes["actor"], sizes["critic"] + sizes["behavior_critic"]
+    critic, actor, behavior = (
+        sum(parameter.numel() for network in networks for parameter in network.parameters())
+        for networks in ([model.critic], [model.actor], [model.behavior_critic, model.behavior_value])
+    )
+    averaged = sum(
+        parameter.numel()
+        for network, *_ in model.policy.averages(model.tau, model.actor_tau)
+        for parameter in network.parameters()
+    )
+    behavior_delay = model.policy_delay if model.delay_behavior else 1
     element = 4  # master weights and moments are float32 at every precision
     return dict(
-        parameters=actor + critics + sizes["behavior_value"],
-        adam=7 * element * (critics + sizes["behavior_value"] + actor / model.policy_delay),
-        polyak=3 * element * critics / model.policy_delay,
+        parameters=critic + actor + behavior,
+        adam=7 * element * (critic + actor / model.policy_delay + behavior / behavior_delay),
+        polyak=3 * element * averaged / model.policy_delay,
     )
 
 

@@ -42,7 +42,7 @@ def report(args: argparse.Namespace) -> bool:
         raise StudyError(f"There are no studies' results in {args.results}. Make some: python -m studies run smoke")
     problems = []
     for name in names:
-        own = folders.study(name)  # the definition that the runs were made with
+        own = folders.study(Path(name).stem)  # the definition that the runs were made with
         try:
             for page in write_report(load_study(own if own.is_file() else find_study(name)), folders):
                 print(page)

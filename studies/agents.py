@@ -20,7 +20,7 @@ import numpy as np
 
 from sb3_flowrl.execution import own_random_numbers
 from sb3_flowrl.export.safe_policy import load_policy_safe
-from sb3_flowrl.play import Agent, list_agents, make_env, play_episode, save_video
+from sb3_flowrl.play import Agent, AgentError, list_agents, make_env, play_episode, save_video
 
 from .records import ROOT, Record, describe_machine, to_json, write_atomically
 from .study import StudyError
@@ -44,7 +44,7 @@ def add_agent(record: Path, policy: Path, folder: Path) -> None:
     :param record: the run's record
     :param policy: the safe policy file that the run left behind
     :param folder: the folder of the agents
-    :raises StudyError: if a file is missing, or the run was not FlowRL's
+    :raises StudyError: if a file is missing, the run was not FlowRL's, or its environment can't be made here
     """
     for path in (record, policy):
         if not path.is_file():
@@ -53,12 +53,17 @@ def add_agent(record: Path, policy: Path, folder: Path) -> None:
     run = found["run"]
     if run["algo"] != "flowrl":
         raise StudyError(f"{record} is a run of {run['algo']}, and agents are FlowRL's.")
-    best = max(found["evaluations"], key=lambda point: np.mean(point["deterministic"]))
+    try:
+        make_env(run["env"]).close()
+    except AgentError as error:  # before the former agent is overwritten by one that can't be played
+        raise StudyError(str(error)) from error
+    # Of equal evaluations the run keeps the policy of the last
+    best = max(reversed(found["evaluations"]), key=lambda point: np.mean(point["deterministic"]))
     card = dict(
         env_id=run["env"],
         steps=best["step"],
         seed=run["seed"],
-        run=record.stem,
+        run=f"{record.parents[1].name}/{record.stem}",  # equal names are in several studies
         command=found["command"],
         commits=found["commits"],
         versions=found["versions"],

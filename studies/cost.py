@@ -98,7 +98,10 @@ def describe_cost(study: Study, rates: Mapping[str, float]) -> str:
     :return: a page in Markdown
     :raises StudyError: if an algorithm has no rate
     """
-    sources = [(rates, "as given")] if rates else [measured_rates(path) for path in MEASURED]
+    sources = [measured_rates(path) for path in MEASURED]
+    if rates:
+        given = ", ".join(f"{label} as given" for label in rates)
+        sources = [({**measured, **rates}, f"{origin}; {given}") for measured, origin in sources]
     evaluation = study.evaluation
     assumptions = (
         "Processor hours = updates / rate / 3600, with one update a step, as if all tasks had these dimensions. The "

@@ -30,7 +30,7 @@ from .estimates import (
 from .figures import Figures
 from .finished import Finished, Results, collect
 from .page import to_html
-from .records import Folders, differences, name_policy_arguments, write_atomically
+from .records import Folders, differences, effective_arguments, name_policy_arguments, write_atomically
 from .study import DETERMINISTIC_ALGOS, Study
 from .zoo_plots import learning_curves
 
@@ -362,9 +362,12 @@ class Report:
                 gap = float(np.mean([each.final() - each.final("stochastic") for each in finished]))
                 gaps.append([env, label, _number(gap), self._seeds(finished)])
         if rows:
+            averages = any(effective_arguments(each.record).get("actor_tau") for each in self.results.finished)
+            of = ", of the moving average of its actor where `actor_tau` is set" if averages else ""
             yield (
-                "The same policies, evaluated with `deterministic=True` (for FlowRL the flow from a0 = 0, for SAC and TQC the "
-                "mean of the distribution) and with actions drawn from the policy: mean return of the last evaluation."
+                f"The same {'models' if averages else 'policies'}, evaluated with `deterministic=True` (for FlowRL the flow "
+                f"from a0 = 0{of}, for SAC and TQC the mean of the distribution) and with actions drawn from the policy: mean "
+                "return of the last evaluation."
             )
             yield _table(["run", "deterministic", "stochastic"], rows)
             yield "The difference of the two, averaged over the seeds:"

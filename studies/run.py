@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_flowrl import zoo
+from sb3_flowrl import FlowRL, zoo
 
 from .arguments import describe, resolve
 from .evaluation import Evaluate, Instruments, journal_of
@@ -154,7 +155,7 @@ def make_instruments(run: Run, manager: Manager) -> Instruments:
     :param manager: makes the environment in which FlowRL's values are compared with returns
     :return: the instruments
     """
-    if run.algo != "flowrl":
+    if not issubclass(ALGOS[run.algo], FlowRL):
         return Instruments(run.evaluation.every)
     env = manager.create_envs(1, eval_env=True).unwrapped
     assert isinstance(env, DummyVecEnv)

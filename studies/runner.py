@@ -9,6 +9,7 @@ and work folder under the same paths.
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -162,7 +163,7 @@ def _watch(study: Study, missing: Sequence[Run], n_done: int, folders: Folders, 
         num_gpus=resources.gpus_per_run,
     )(do_run)
     device = "cuda" if resources.gpus_per_run > 0 else "cpu"
-    command = " ".join(["python -m studies", *without_folders(sys.argv[1:])])
+    command = f"python -m studies {shlex.join(without_folders(sys.argv[1:]))}"
     pending = {task.remote(study.name, run, folders, device, command): run for run in missing}
     n_failed = n_elsewhere = 0
     with Progress(study.name, study.steps) as progress:
@@ -210,15 +211,15 @@ def do_run(study: str, run: Run, folders: Folders, device: str, command: str) ->
 
 def _do_run_alone(study: str, run: Run, folders: Folders, device: str, command: str) -> str:
     record, failure, scratch = (where(study, run) for where in (folders.record, folders.failure, folders.scratch))
-    if record.exists():  # the worker died after writing it, or another process was faster
-        return ""
-    try:
-        write_atomically(record, to_json(execute(run, scratch, device, command)))
-    except Exception as error:
-        write_atomically(failure, traceback.format_exc())
-        return f"{type(error).__name__}: {error}"
+    if not record.exists():  # otherwise the worker died after writing it, or another process was faster
+        try:
+            write_atomically(record, to_json(execute(run, scratch, device, command)))
+        except Exception as error:
+            write_atomically(failure, traceback.format_exc())
+            return f"{type(error).__name__}: {error}"
     failure.unlink(missing_ok=True)
-    shutil.rmtree(scratch)
+    # Another process may just look at the lock in it, and network disks keep a file that is open
+    shutil.rmtree(scratch, ignore_errors=True)
     return ""
 
 

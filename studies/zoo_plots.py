@@ -39,7 +39,10 @@ def learning_curves(results: Results) -> Curves:
         for each in results.finished:
             folder = Path(logs) / each.run.label / f"{folders[each.run.env]}_{each.run.seed}"
             folder.mkdir(parents=True)
-            np.savez(folder / "evaluations.npz", timesteps=each.steps, results=each.returns())
+            returns = each.returns()
+            if returns.shape[1] == 1:  # all_plots can't read one episode; two equal ones have the same mean
+                returns = np.repeat(returns, 2, axis=1)
+            np.savez(folder / "evaluations.npz", timesteps=each.steps, results=returns)
         output = Path(logs) / "curves"
         arguments = ["--algos", *study.algorithms, "--env", *folders.values(), "--exp-folders", logs, "--labels", "study"]
         options = ["--no-display", "--max-timesteps", str(study.steps), "--output", str(output)]

@@ -209,7 +209,7 @@ def configurations(draw, observations: str, replay: str) -> tuple[spaces.Space, 
     "observations, replay",
     [*(("vector", replay) for replay in REPLAYS), ("image", "uniform"), ("image", "memory"), ("dict", "uniform")],
 )
-@settings(max_examples=15, **SETTINGS)
+@settings(max_examples=8, **SETTINGS)  # hundreds more are drawn in test_fuzz.py
 @given(data=st.data())
 def test_every_valid_configuration_trains_saves_loads_and_plays_inside_the_bounds(observations, replay, data):
     configuration = data.draw(configurations(observations, replay))

@@ -16,6 +16,7 @@ import pytest
 import torch as th
 
 from tests.golden import N_UPDATES, NETWORKS, GoldenRun, authors_names, golden_sets, load_golden_set
+from tests.models import make_model
 
 ROOT = Path(__file__).parents[2]
 PARAMETER_ATOL = 3e-5  # one Adam step is 3e-4
@@ -80,10 +81,29 @@ def test_benchmark_prints_its_tables_and_keeps_its_numbers(script, rows, tmp_pat
 @pytest.mark.slow
 def test_update_benchmark_times_the_compiler(tmp_path):
     compiled = "FlowRL float32 compiled"
-    printed, kept = run_benchmark(tmp_path, "bench_update.py", "--cold-start", "--contenders", compiled, "transcription")
+    options = ["--cold-start", "--architectures", "256x2", "--contenders", compiled]
+    printed, kept = run_benchmark(tmp_path, "bench_update.py", *options)
     assert f"| {compiled} | empty cache |" in printed and f"| {compiled} | warm cache |" in printed
     cold, warm = (kept["results"][-1]["first_updates_seconds"][compiled][cache] for cache in ("empty cache", "warm cache"))
     assert cold[0] > warm[0] > warm[-1]
+
+
+@pytest.mark.parametrize("delay_behavior, actor_tau", [(False, None), (True, 0.01)])
+def test_roofline_counts_the_networks_that_an_update_steps_and_averages(delay_behavior, actor_tau, benchmarks):
+    model = make_model(delay_behavior=delay_behavior, actor_tau=actor_tau, policy_delay=2)
+    critic, actor, behavior_critic, behavior_value, target = (
+        sum(parameter.numel() for parameter in getattr(model, name).parameters())
+        for name in ("critic", "actor", "behavior_critic", "behavior_value", "behavior_critic_target")
+    )
+    behavior = (behavior_critic + behavior_value) / (2 if delay_behavior else 1)
+    averaged = target + (actor if actor_tau else 0)
+    assert model.critic_target is None  # batch normalization takes its place
+    # Adam reads four numbers of each parameter and writes three; averaging reads two and writes one
+    assert benchmarks.bytes_of_updates(model) == dict(
+        parameters=critic + actor + behavior_critic + behavior_value,
+        adam=7 * 4 * (critic + actor / 2 + behavior),
+        polyak=3 * 4 * averaged / 2,
+    )
 
 
 def test_update_benchmark_counts_updates_at_each_number_of_gradient_steps(benchmarks, monkeypatch):

@@ -44,7 +44,7 @@ def mode_shares(seed: int, **kwargs) -> np.ndarray:
     return (np.linalg.norm(actions[:, None] - MODES, axis=2) < 0.3).mean(axis=0)
 
 
-@pytest.mark.parametrize("seed", slow_except([0, 1], range(5)))
+@pytest.mark.parametrize("seed", slow_except([0], range(5)))
 def test_the_flow_keeps_both_of_two_equally_good_modes(seed):
     shares = mode_shares(seed)
     assert shares.min() >= 0.1, f"shares of the two modes: {shares}"
@@ -56,6 +56,6 @@ def test_pendulum(seed):
     model = FlowRL(
         "MlpPolicy", "Pendulum-v1", learning_starts=1_000, policy_kwargs=dict(net_arch=[64, 64]), seed=seed, device="cpu"
     )
-    model.learn(15_000)
+    model.learn(10_000)
     mean, _ = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=20)
     assert mean >= -250

@@ -108,9 +108,7 @@ def test_train_misses_a_file_that_the_user_named(trained):
     assert "No such file or directory: 'missing.yml'" in output
 
 
-@pytest.mark.parametrize(
-    "which", slow_except(["", "--load-best"], ["", "--load-best", "--load-last-checkpoint", "--stochastic"])
-)
+@pytest.mark.parametrize("which", slow_except([""], ["", "--load-best", "--load-last-checkpoint", "--stochastic"]))
 def test_enjoy(trained, which):
     arguments = ["--algo", "flowrl", "--env", "Pendulum-v1", "--no-render", "-n", "400", "-f", "logs", "--exp-id", "1"]
     output = module("rl_zoo3.enjoy", *arguments, *which.split(), cwd=trained)

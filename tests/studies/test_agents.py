@@ -23,19 +23,21 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(agents, "PAGE", tmp_path / "agents.md")
     monkeypatch.setattr(agents, "STRIP", ("Pendulum-v1",))
     (tmp_path / "agents.md").write_text(f"Before\n{agents.START}\nold\n{agents.END}\nAfter\n")
-    points = [dict(step=step, deterministic=returns) for step, returns in ((10, [1, 2]), (20, [3, 4]), (30, [0, 0]))]
+    points = [dict(step=step, deterministic=returns) for step, returns in ((10, [3, 4]), (20, [3, 4]), (30, [0, 0]))]
     record = dict(run=dict(algo="flowrl", env="Pendulum-v1", seed=7), evaluations=points, **CARD)
-    (tmp_path / "Pendulum-v1_flowrl_seed7.json").write_text(json.dumps(record))
+    path = tmp_path / "runs" / "Pendulum-v1_flowrl_seed7.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(record))
     model = FlowRL("MlpPolicy", "Pendulum-v1", buffer_size=1, seed=0, policy_kwargs=dict(net_arch=[8]))
     model.save_policy_safe(tmp_path / "policy.safetensors")
-    return tmp_path / "Pendulum-v1_flowrl_seed7.json", tmp_path / "policy.safetensors"
+    return path, tmp_path / "policy.safetensors"
 
 
 def test_an_agent_is_published_with_its_card_animation_and_page(run, tmp_path):
     agents.publish([run], episodes=2)
     [(env_id, agent)] = list_agents(tmp_path / "agents").items()
-    assert (env_id, agent.card["steps"], agent.card["seed"]) == ("Pendulum-v1", 20, 7)  # of the best evaluation
-    assert CARD.items() <= agent.card.items()
+    assert (env_id, agent.card["steps"], agent.card["seed"]) == ("Pendulum-v1", 20, 7)  # of the last of the best
+    assert CARD.items() <= agent.card.items() and agent.card["run"] == f"{tmp_path.name}/Pendulum-v1_flowrl_seed7"
     assert agent.policy.read_bytes() == run[1].read_bytes()
     assert all(len(agent.card["returns"][mode]["returns"]) == 2 for mode in ("deterministic", "stochastic"))
     page = (tmp_path / "agents.md").read_text()
@@ -77,6 +79,11 @@ def test_only_runs_of_flowrl_with_a_policy_become_agents(run, tmp_path):
     record, policy = run
     with pytest.raises(StudyError, match=r"no file .*nothing.safetensors"):
         agents.add_agent(record, tmp_path / "nothing.safetensors", tmp_path)
+    other = tmp_path / "other.json"
+    other.write_text(record.read_text().replace("Pendulum-v1", "NoSuchEnv-v0"))
+    with pytest.raises(StudyError, match="NoSuchEnv"):
+        agents.add_agent(other, policy, tmp_path / "agents")
+    assert not (tmp_path / "agents").exists()
     record.write_text(record.read_text().replace('"flowrl"', '"sac"'))
     with pytest.raises(StudyError, match="is a run of sac"):
         agents.add_agent(record, policy, tmp_path)

@@ -204,6 +204,14 @@ def test_cost_is_updates_by_measured_rate(tmp_path):
         estimate_cost(study, dict(flowrl=1.0), "made up")
 
 
+def test_a_given_rate_is_added_to_the_measured_ones():
+    page = describe_cost(load_study(find_study("worth")), dict(gaussian=20.0))
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith(("| gaussian", "| flowrl |"))]
+    measured = [f"{measured_rates(path)[0]['flowrl']:.1f}" for path in MEASURED]
+    assert [row[3] for row in rows] == [measured[0], "20.0", measured[1], "20.0"]
+    assert page.count("; gaussian as given.") == 2
+
+
 def test_cost_takes_the_rates_of_the_speed_benchmark():
     for path in MEASURED:
         rates, _ = measured_rates(path)

@@ -20,6 +20,7 @@ from studies.finished import collect
 from studies.records import Folders, write_atomically
 from studies.report import write_report
 from studies.study import Study
+from studies.zoo_plots import learning_curves
 from tests.studies.made_up import finish, make_study, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,14 @@ def test_the_end_is_the_last_evaluation_and_the_mean_is_over_seeds(tmp_path, fol
     assert replace(results, last=2).mean_final("Pendulum-v1", "flowrl") == pytest.approx((900 + 30) / 2 / 3)
     assert results.of("Pendulum-v1", "flowrl")[0].swing(2) == pytest.approx((900 - 30) / 2)
     assert "| Pendulum-v1 | flowrl | 10.0 | 0.0 to 30.0 |" in pages(study, folders)[0]
+
+
+def test_a_single_run_with_one_episode_in_each_evaluation_is_drawn(tmp_path, folders):
+    study = make_study(tmp_path, evaluation=dict(every=200, episodes=1))
+    for run in study.runs():
+        finish(study, run, folders, final=6.0)
+    curves = learning_curves(collect(study, folders))
+    assert [list(curves["Pendulum-v1", label]["mean"]) for label in ("flowrl", "sac")] == [[2.0, 4.0, 6.0]] * 2
 
 
 def test_last_evaluations_together_have_a_table_and_a_scale_of_their_own(tmp_path, folders):

@@ -107,7 +107,7 @@ def test_checkpoints_leave_no_trace_in_flowrl(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:No bias of Q")  # Pendulum's episodes are too short for it
-@pytest.mark.parametrize("algo", ["flowrl", "sac"])
+@pytest.mark.parametrize("algo", slow_except(["flowrl"], ["flowrl", "sac"]))
 def test_instruments_measure_and_change_nothing(algo, tmp_path, monkeypatch):
     plain = execute(make_run(tmp_path, algo), tmp_path / "plain")
     run = make_run(tmp_path, algo, diagnose=True)
@@ -302,6 +302,7 @@ def changed_default(algorithm: type, **changes) -> tuple:
     return tuple({**defaults, **changes}.values())
 
 
+@pytest.mark.slow
 def test_failure_is_written_down_and_stops_no_other_run(tmp_path, folders, capsys):
     algorithms = {"broken": dict(algo="sac", hyperparameters=dict(no_such_argument=1)), "sac": None, "td3": None}
     study = make_study(tmp_path, algorithms=algorithms, steps=400)
@@ -316,6 +317,18 @@ def test_failure_is_written_down_and_stops_no_other_run(tmp_path, folders, capsy
     assert not folders.scratch(study.name, sac).exists()
     printed = capsys.readouterr().out
     assert "3 runs, of which 1 are finished already" in printed and "2 runs finished, 1 failed" in printed
+
+
+def test_what_a_worker_left_that_died_after_its_last_line_is_cleared_up(tmp_path, folders):
+    study = make_study(tmp_path)
+    run = study.runs()[0]
+    finish(study, run, folders, final=1.0)
+    scratch, failure = folders.scratch(study.name, run), folders.failure(study.name, run)
+    for path in (scratch / "checkpoints" / "left", failure):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert runner.do_run(study.name, run, folders, "cpu", "a command") == ""
+    assert not scratch.exists() and not failure.exists()
 
 
 def test_finished_study_starts_nothing(tmp_path, folders, monkeypatch):
