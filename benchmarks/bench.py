@@ -1,9 +1,9 @@
 """
-What the speed benchmarks share: who runs against whom, how they are timed, and what is written down of a run.
+Provide what the speed benchmarks share: contenders, timing, tables and records.
 
-All contenders of a table live in one fresh process with a fixed number of threads and take turns, one block of calls each,
-round after round: whatever else the machine does in the meantime hits all of them alike. So only ratios of numbers from one
-table mean anything, and a ratio is taken round by round before its median is.
+All contenders of a table live in one fresh process with a fixed number of threads. They take turns: in each round, each of
+them does one block of work. So other work on the machine slows all of them alike. Only ratios of numbers from one table
+mean anything. A ratio is computed in each round, and the median of these ratios is reported.
 """
 
 import argparse
@@ -43,10 +43,10 @@ from sb3_flowrl.legacy import FORMER_POLICY_DEFAULTS
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "speed"
 PACKAGES = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", "numpy")
-#: What makes one processor's matrix products so much faster than another's.
+#: Instruction sets that make matrix products much faster on processors that have them.
 PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile")
 
-#: FlowRL's settings, by the names that they have in the tables.
+#: FlowRL's settings, by their names in the tables.
 SETTINGS: dict[str, dict[str, Any]] = {
     "FlowRL float32": dict(precision="float32", compile=False),
     "FlowRL float32 compiled": dict(precision="float32", compile=True),
@@ -59,10 +59,11 @@ EAGER = [name for name, setting in SETTINGS.items() if not setting["compile"]]
 COMPILED = [name for name, setting in SETTINGS.items() if setting["compile"]]
 #: Least common multiple of FlowRL's, TD3's and CrossQ's delays of policy updates.
 UPDATE_CYCLE = 6
-#: Units until nothing more is compiled or captured: a CUDA graph is, at the fourth update with or without a step of the actor.
+#: Units of work before the timing. By then everything is compiled, and both of FlowRL's CUDA graphs are captured: one at the
+#: fourth update with a step of the actor, the other at the fourth update without one.
 WARM_UP = 2 * UPDATE_CYCLE
 
-#: Does as many units of work as it is told: updates, environment steps, predictions.
+#: A function that does the given number of units of work: updates, environment steps or predictions.
 Work = Callable[[int], object]
 Result = TypeVar("Result")
 
@@ -73,14 +74,14 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class Architecture:
     """
-    The networks of all contenders of a table.
+    Describe the networks of all contenders of a table.
 
     :param width: width of every hidden layer
     :param actor_layers: hidden layers of FlowRL's actor
     :param critic_layers: hidden layers of FlowRL's critics and V
-    :param peer_layers: hidden layers of the peers' actors and of their critics
-    :param flowrl: FlowRL's arguments: "authors", theirs and their layout; "paper", those of the paper's equations, which the
-        transcription computes; "defaults", our own
+    :param peer_layers: hidden layers of the peers' actors, and of their critics
+    :param flowrl: FlowRL's arguments: "authors" for the authors' arguments and layout, "paper" for the paper's equations,
+        which the transcription computes, "defaults" for our defaults
     """
 
     width: int
@@ -90,7 +91,11 @@ class Architecture:
     flowrl: str
 
     def flowrl_arguments(self) -> dict[str, Any]:
-        """:return: keyword arguments of ``FlowRL``, without the precision"""
+        """
+        Return FlowRL's arguments for these networks.
+
+        :return: keyword arguments of ``FlowRL``, without the precision
+        """
         if self.flowrl == "authors":
             arguments = reference_arguments()
         else:
@@ -100,20 +105,32 @@ class Architecture:
         return arguments
 
     def flowrl_net_arch(self) -> dict[str, list[int]]:
-        """:return: ``net_arch`` of FlowRL"""
+        """
+        Return the hidden layers of FlowRL's networks.
+
+        :return: ``net_arch`` of FlowRL
+        """
         net_arch: dict[str, list[int]] = dict(pi=[self.width] * self.actor_layers, qf=[self.width] * self.critic_layers)
         if self.flowrl == "defaults":  # Q_β* and V_β* are half as wide
             net_arch["behavior"] = [self.width // 2] * self.critic_layers
         return net_arch
 
     def peer_arguments(self) -> dict[str, Any]:
-        """:return: keyword arguments of the peers"""
+        """
+        Return the peers' arguments for these networks.
+
+        :return: keyword arguments of the peers
+        """
         actor_layers, critic_layers = self.peer_layers
         return dict(policy_kwargs=dict(net_arch=dict(pi=[self.width] * actor_layers, qf=[self.width] * critic_layers)))
 
 
 def paper_like_arguments() -> dict[str, Any]:
-    """:return: what makes FlowRL's update that of the paper's equations, with the authors' activations"""
+    """
+    Return the arguments that make FlowRL's update compute the paper's equations.
+
+    :return: keyword arguments of ``FlowRL``, with the authors' activations
+    """
     policy_kwargs = {name: value for name, value in FORMER_POLICY_DEFAULTS.items() if name != "net_arch"}
     return dict(learning_rate=3e-4, spread_coef=0.0, delay_behavior=False, actor_tau=None, policy_kwargs=policy_kwargs)
 
@@ -128,7 +145,9 @@ ARCHITECTURES = {
 
 class IdleEnv(gym.Env):
     """
-    An environment that costs nothing: it is asked for its spaces, and where it is stepped, nothing happens in it.
+    Imitate an environment whose steps cost nothing.
+
+    It has spaces, but every step returns the same observation.
 
     :param obs_dim: size of the observations
     :param action_dim: size of the actions
@@ -141,14 +160,18 @@ class IdleEnv(gym.Env):
         self._observation = np.zeros(obs_dim, dtype)
 
     def reset(self, *, seed=None, options=None):
+        """Return the only observation."""
         return self._observation, {}
 
     def step(self, action):
+        """Return the only observation and no reward. Episodes do not end."""
         return self._observation, 0.0, False, False, {}
 
 
 def make_model(name: str, env: GymEnv | str, architecture: Architecture, **arguments: Any) -> OffPolicyAlgorithm:
     """
+    Make the model of a contender.
+
     :param name: a key of ``SETTINGS`` or of ``PEERS``
     :param env: the environment
     :param architecture: the networks
@@ -167,10 +190,12 @@ def make_model(name: str, env: GymEnv | str, architecture: Architecture, **argum
 
 def fill_replay_buffer(buffer: ReplayBuffer, chunk: int = 10_000) -> None:
     """
-    Fill a replay buffer with random transitions, in its arrays: millions of calls of ``add`` would take minutes.
+    Fill a replay buffer with random transitions.
+
+    They are written into its arrays, because millions of calls of ``add`` would take minutes.
 
     :param buffer: the replay buffer, which is full afterwards
-    :param chunk: how many transitions are drawn at once, so that drawing takes no memory that would be measured
+    :param chunk: how many transitions are drawn at once. It is small, so that drawing does not raise the peak memory
     """
     generator = np.random.default_rng(0)
     for start in range(0, buffer.buffer_size, chunk):
@@ -185,10 +210,12 @@ def fill_replay_buffer(buffer: ReplayBuffer, chunk: int = 10_000) -> None:
 
 def updates(model: Any, batch_size: int, gradient_steps: int = 1) -> Work:
     """
+    Return the work of updating a model.
+
     :param model: a model whose replay buffer is filled
     :param batch_size: samples in each update
     :param gradient_steps: updates in each call of ``train``
-    :return: calls ``train`` as often as it is told
+    :return: a function that calls ``train`` the given number of times
     """
 
     def work(calls: int) -> None:
@@ -205,14 +232,16 @@ def in_fresh_process(
     function: Callable[..., Result], *args: Any, threads: int = 1, environment: Mapping[str, str] | None = None
 ) -> Result:
     """
-    Call a function in a new process. The number of threads is best fixed before any library starts, and torch.compile
-    bakes it into its code; memory that is given back stays with a process.
+    Call a function in a new process.
 
-    :param function: a function of the script that runs
+    The number of threads has to be set before any library starts, and torch.compile writes it into its code. A process also
+    keeps memory that was freed in it, which would count as used by the next contender.
+
+    :param function: a function that the new process can import
     :param args: its arguments
     :param threads: how many threads numpy and torch use
     :param environment: further environment variables
-    :return: what it returned
+    :return: what the function returned
     """
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **(environment or {})}
     with patch.dict(os.environ, variables), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
@@ -221,8 +250,8 @@ def in_fresh_process(
 
 def _call_with_threads(function: Callable[..., Result], threads: int, args: Sequence[Any]) -> Result:
     th.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)  # the -v4 tasks are meant
-    # Or a table would call compiled what is not
+    warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)  # -v4 tasks are used on purpose
+    # Otherwise a table would list an eager update as compiled
     warnings.filterwarnings("error", message=".*(could not be compiled|can't be captured)")
     return function(*args)
 
@@ -233,21 +262,21 @@ def time_in_turns(contenders: Mapping[str, Work], rounds: int, seconds: float, m
 
     :param contenders: their work, by name
     :param rounds: how many blocks each one does
-    :param seconds: about how long a block is
-    :param multiple: a block is a multiple of so many units; with delayed policy updates, one of the delays, so that all
-        blocks do the same work
-    :return: the units a second of each contender in each round
+    :param seconds: approximate length of a block
+    :param multiple: the number of units in a block is a multiple of this. If policy updates are delayed, choose a multiple of
+        the delays, so that all blocks do the same work
+    :return: units per second of each contender in each round
     """
     sizes = {}
     for name, work in contenders.items():
-        seconds_of(work, multiple * math.ceil(WARM_UP / multiple))  # or the size of the blocks would be off
+        seconds_of(work, multiple * math.ceil(WARM_UP / multiple))  # compilation would distort the sizes of the blocks
         repeats = 1
         while (elapsed := seconds_of(work, repeats * multiple)) < seconds / 4:
             repeats *= 2
         sizes[name] = multiple * max(1, round(repeats * seconds / elapsed))
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
-        # Back and forth, so that a steady drift of the machine's speed favours nobody
+        # Back and forth, so that a steady drift of the machine's speed favors nobody
         for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
             rates[name].append(sizes[name] / seconds_of(contenders[name], sizes[name]))
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -256,9 +285,11 @@ def time_in_turns(contenders: Mapping[str, Work], rounds: int, seconds: float, m
 
 def seconds_of(work: Work, units: int) -> float:
     """
-    :param work: does as many units as it is told
+    Measure how long work takes.
+
+    :param work: does the given number of units
     :param units: how many
-    :return: the seconds until all of it is done, by a GPU too, of which a model only asks for it
+    :return: seconds until everything is done, including what the GPU still computes after the last call has returned
     """
     start = time.perf_counter()
     work(units)
@@ -269,8 +300,10 @@ def seconds_of(work: Work, units: int) -> float:
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """
+    Divide the rates of two contenders in each round.
+
     :param over: rates of one contender, one for each round
-    :param under: rates of another
+    :param under: rates of the other
     :return: their ratio in each round
     """
     return [a / b for a, b in zip(over, under, strict=True)]
@@ -278,21 +311,25 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 
 def fastest(rates: Mapping[str, Sequence[float]], names: Iterable[str]) -> str:
     """
+    Find the fastest of some contenders.
+
     :param rates: what ``time_in_turns`` returned
-    :param names: among which to choose; those that did not run are passed over
+    :param names: the contenders to choose from; those that did not run are ignored
     :return: the one with the highest median, or "" if none of them ran
     """
     return max((name for name in names if name in rates), key=lambda name: float(np.median(rates[name])), default="")
 
 
-# --- what is shown and kept
+# --- tables and records
 
 
 def spread(samples: Sequence[float], digits: int = 1) -> list[str]:
     """
+    Summarize samples in three cells of a table.
+
     :param samples: one value for each round
     :param digits: decimal places
-    :return: three cells: the median, the quartiles, the extremes
+    :return: the median, the quartiles, and the extremes
     """
     low, first, median, third, high = (f"{value:.{digits}f}" for value in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
     return [median, f"{first} – {third}", f"{low} – {high}"]
@@ -303,6 +340,8 @@ SPREAD_HEADER = ["median", "quartiles", "min – max"]
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """
+    Print a Markdown table.
+
     :param title: a line above the table
     :param header: the names of the columns
     :param rows: the cells
@@ -319,10 +358,13 @@ def print_rates(
     compared: Mapping[str, Callable[[str], Sequence[float] | None]] | None = None,
 ) -> None:
     """
+    Print a table of rates and their ratios to SAC's.
+
     :param title: a line above the table
-    :param unit: what is counted in a second
+    :param unit: what is counted per second
     :param rates: what ``time_in_turns`` returned
-    :param compared: further columns, in each of which a contender is divided by rates that belong to it, if any do
+    :param compared: further columns of ratios by name: each function returns the rates that a contender's rates are divided
+        by, or None for an empty cell
     """
     columns = {"x SAC": lambda name: rates.get("SAC"), **(compared or {})}
 
@@ -333,19 +375,23 @@ def print_rates(
     print_table(title, [unit, *SPREAD_HEADER, *columns], rows)
 
 
-def print_ratios(found: Mapping[str, Sequence[float]]) -> None:
+def print_ratios(ratios_by_label: Mapping[str, Sequence[float]]) -> None:
     """
-    :param found: ratios by what they are of, in each round
+    Print a table of ratios.
+
+    :param ratios_by_label: the ratio in each round, by its label
     """
-    rows = ([name, *spread(values, digits=2)] for name, values in found.items())
+    rows = ([name, *spread(values, digits=2)] for name, values in ratios_by_label.items())
     print_table("Ratios, round by round:", ["ratio", *SPREAD_HEADER], rows)
 
 
 def make_parser(script: str, doc: str | None) -> argparse.ArgumentParser:
     """
+    Make a parser with the options that all scripts have.
+
     :param script: the script's ``__file__``
     :param doc: the script's ``__doc__``
-    :return: a parser of the options that all scripts have
+    :return: the parser
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     output = RESULTS / f"{Path(script).stem}.json"
@@ -356,6 +402,8 @@ def make_parser(script: str, doc: str | None) -> argparse.ArgumentParser:
 
 def add_timing_options(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
     """
+    Add the options ``--rounds`` and ``--seconds``.
+
     :param parser: what ``make_parser`` returned
     :param rounds: the default of ``--rounds``
     :param seconds: the default of ``--seconds``
@@ -366,8 +414,10 @@ def add_timing_options(parser: argparse.ArgumentParser, rounds: int, seconds: fl
 
 def add_contender_option(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """
+    Add the option ``--contenders``.
+
     :param parser: what ``make_parser`` returned
-    :param names: all contenders, which is the default
+    :param names: all contenders, which are also the default
     """
     choices = list(names)
     parser.add_argument("--contenders", nargs="+", choices=choices, default=choices, metavar="NAME", help=", ".join(choices))
@@ -375,8 +425,10 @@ def add_contender_option(parser: argparse.ArgumentParser, names: Iterable[str]) 
 
 def parse(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
     """
+    Parse the command line.
+
     :param parser: the parser
-    :param quick: defaults that ``--quick`` puts in the place of the usual ones
+    :param quick: defaults that replace the usual ones if ``--quick`` is given
     :return: the options
     """
     args = parser.parse_args()
@@ -388,7 +440,7 @@ def parse(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
 
 class Record:
     """
-    What is kept of a run, from its start on.
+    Keep the options, the machine and the results of a run in a JSON file.
 
     :param args: the script's options
     """
@@ -397,7 +449,7 @@ class Record:
         self.path: Path = args.output
         self.contents: dict[str, Any] = dict(
             command=shlex.join(["python", *(argument.removeprefix(f"{ROOT}/") for argument in sys.argv)]),
-            # paths as from the checkout, wherever that is
+            # relative paths do not depend on where the checkout is
             options={
                 name: str(value).removeprefix(f"{ROOT}/") if isinstance(value, Path) else value
                 for name, value in vars(args).items()
@@ -407,13 +459,15 @@ class Record:
             versions=versions(PACKAGES),
             processor=_processor(),
             gpu=th.cuda.get_device_name() if th.cuda.is_available() else "none",
-            # Numbers of a machine that has other things to do are worth little, and this tells
+            # Shows whether other work ran beside the benchmark, which makes its numbers less reliable
             load_average=dict(start=os.getloadavg()),
         )
 
     def write(self, **results: Any) -> None:
         """
-        :param results: what was measured, all samples included
+        Write the file, with the results so far.
+
+        :param results: what was measured, with all samples
         :raises ValueError: if a number is not finite
         """
         self.contents["load_average"]["end"] = os.getloadavg()
@@ -424,16 +478,18 @@ class Record:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """
+    Look up the versions of packages.
+
     :param packages: names of distributions
-    :return: their versions, of those that are installed, and Python's
+    :return: their versions by name, or "not installed", and Python's version
     """
-    found = {"python": platform.python_version()}
+    versions_by_name = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions_by_name[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions_by_name[package] = "not installed"
+    return versions_by_name
 
 
 def _commit() -> str:
@@ -450,7 +506,7 @@ def _processor() -> dict[str, Any]:
     flags = lines.get("flags", "").split()
     return dict(
         name=lines.get("model name", platform.processor()),
-        family=lines.get("cpu family", ""),  # a virtual machine's name often says no more than "AMD EPYC"
+        family=lines.get("cpu family", ""),  # on virtual machines the name is often just "AMD EPYC"
         model=lines.get("model", ""),
         flags=[flag for flag in PROCESSOR_FLAGS if flag in flags],
         cores=os.cpu_count(),

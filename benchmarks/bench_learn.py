@@ -1,15 +1,17 @@
 """
-Environment steps a second of ``learn()``: FlowRL in each of its settings, SB3's SAC and TD3, sb3_contrib's TQC and CrossQ, and
-SBX's SAC, which is written in JAX, where a Python that has it is named.
+Measure environment steps per second of ``learn()``.
+
+The contenders are FlowRL in each of its settings, SB3's SAC and TD3, and sb3_contrib's TQC and CrossQ. SBX's SAC, which is
+written in JAX, takes part if ``--sbx`` names a Python that has it.
 
     python benchmarks/bench_learn.py --sbx /opt/sbx/bin/python
 
-All have networks of 256x2 (``--architecture`` names others of ``bench_update.py``), the same number of random first steps, one
-thread, and everything else at its default. The blocks are calls of ``learn(reset_num_timesteps=False)`` after these first
-steps. There is one update for each environment step in all tables: with several environments in a DummyVecEnv,
-``gradient_steps=-1`` does as many updates after each step of theirs.
+All have networks of 256x2 (``--architecture`` selects others, which ``bench_update.py`` describes), the same number of random
+first steps, one thread, and defaults for everything else. A block is a call of ``learn(reset_num_timesteps=False)`` after the
+first steps. All tables have one update per environment step. With several environments in a DummyVecEnv, ``gradient_steps=-1``
+does this: after each step of all environments, it makes one update for each of them.
 
-SBX runs in a process of its own, twice: pinned to one core, and free to use all.
+SBX runs in a process of its own, once pinned to one core, and once free to use all.
 """
 
 import json
@@ -48,11 +50,11 @@ PINNED, FREE = "SBX SAC, pinned to a core", "SBX SAC, not pinned"
 
 class SbxContender:
     """
-    SBX's SAC in a process of its own.
+    Control SBX's SAC, which runs in a process of its own.
 
     :param python: the Python of a virtual environment with sbx-rl
-    :param pinned: whether to pin it to one core
-    :param arguments: of ``sbx_worker.py``
+    :param pinned: whether to pin the process to one core
+    :param arguments: arguments of ``sbx_worker.py``
     """
 
     def __init__(self, python: Path, pinned: bool, *arguments: Any):
@@ -63,6 +65,8 @@ class SbxContender:
 
     def learn(self, steps: int) -> None:
         """
+        Learn for some steps, and wait until they are done.
+
         :param steps: environment steps to learn
         """
         assert self.process.stdin is not None  # for mypy
@@ -86,11 +90,13 @@ class SbxContender:
 
 def learning(name: str, env_id: str, n_envs: int, args: Namespace) -> Work:
     """
+    Return the work of learning.
+
     :param name: the contender
     :param env_id: the environment
-    :param n_envs: how many of it
+    :param n_envs: number of environments
     :param args: the script's options
-    :return: learns as many steps as it is told, with the first steps already done
+    :return: a function that learns for the given number of steps. The random first steps are already done
     """
     model = make_model(
         name,
@@ -106,10 +112,12 @@ def learning(name: str, env_id: str, n_envs: int, args: Namespace) -> Work:
 
 def measure(env_id: str, n_envs: int, args: Namespace) -> dict[str, Any]:
     """
+    Time all contenders in one task.
+
     :param env_id: the environment
-    :param n_envs: how many of it
+    :param n_envs: number of environments
     :param args: the script's options
-    :return: all samples
+    :return: steps per second of each contender in each round, and the versions of SBX's packages
     """
     contenders = {name: learning(name, env_id, n_envs, args) for name in args.contenders}
     sbx_versions = {}
@@ -124,6 +132,7 @@ def measure(env_id: str, n_envs: int, args: Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = make_parser(__file__, __doc__)
     add_timing_options(parser, rounds=5, seconds=5.0)
     add_contender_option(parser, [*SETTINGS, *PEERS])
@@ -153,7 +162,7 @@ def main() -> None:
             others = {f"{best} / {name}": ratios(rates[best], rates[name]) for name in rates if best and name not in SETTINGS}
             print_ratios(others)
             results.append(dict(env=env_id, n_envs=n_envs, threads=1, ratios=others, **measured))
-            record.write(results=results)  # so that a run that is ended by a time limit leaves what it has
+            record.write(results=results)  # keeps the results so far if a time limit ends the run
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """
-Peak memory with a full replay buffer of a million transitions of HalfCheetah's sizes: FlowRL, which keeps observations in
-float32, and SB3's SAC, which keeps them as they come, in float64; then during updates, eager and compiled.
+Measure peak memory with a full replay buffer, and during updates.
 
     python benchmarks/bench_memory.py
 
-Each contender has a fresh process, whose resident set is read. Peaks are since the start of the process: with torch.compile
-they have the compiler in them.
+The replay buffer holds a million transitions of HalfCheetah's sizes. FlowRL stores observations in float32. SB3's SAC stores
+them in the environment's type, float64. The updates are eager or compiled.
+
+Each contender has a fresh process, whose resident set is read. Peaks count from the start of the process. With torch.compile
+they include the compiler.
 """
 
 from argparse import Namespace
@@ -28,7 +30,7 @@ from bench import (
     updates,
 )
 
-#: Names of the contenders: who it is, and with which further arguments.
+#: The contenders by name: a key of ``SETTINGS`` or ``PEERS``, and further arguments of the model.
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in SETTINGS},
     "SAC": ("SAC", {}),
@@ -36,17 +38,24 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def resident_megabytes() -> dict[str, float]:
-    """:return: the resident set of this process, now and at its peak, in MB"""
-    # Not getrusage's peak: that of a new process starts at what its parent had
+    """
+    Read the resident set of this process.
+
+    :return: its size in MB, now and at its peak
+    """
+    # Not from getrusage: in a new process, its peak starts at the parent's memory
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[key].split()[0]) * 1024 / 1e6 for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
 
 
 def measure(name: str, args: Namespace) -> dict[str, Any]:
     """
+    Measure the memory of a contender.
+
     :param name: the contender
     :param args: the script's options
-    :return: the resident set after the imports, with an empty and with a full buffer, after the updates; a transition's bytes
+    :return: the resident set after the imports, with an empty buffer, with a full buffer, and after the updates; and the bytes
+        of one transition
     """
     start = resident_megabytes()
     key, arguments = CONTENDERS[name]
@@ -69,6 +78,7 @@ def measure(name: str, args: Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = make_parser(__file__, __doc__)
     add_contender_option(parser, CONTENDERS)
     parser.add_argument("--buffer-size", type=int, default=1_000_000)
@@ -82,9 +92,13 @@ def main() -> None:
         results[name] = in_fresh_process(measure, name, args)
         record.write(results=results)
     rows = []
-    for name, seen in results.items():
-        cells = [seen["start"]["now"], seen["built"]["now"], *(seen[when]["peak"] for when in ("full_buffer", "updated"))]
-        rows.append([name, f"{seen['bytes_per_transition']:.0f}", *(f"{cell:.0f}" for cell in cells)])
+    for name, memory in results.items():
+        cells = [
+            memory["start"]["now"],
+            memory["built"]["now"],
+            *(memory[when]["peak"] for when in ("full_buffer", "updated")),
+        ]
+        rows.append([name, f"{memory['bytes_per_transition']:.0f}", *(f"{cell:.0f}" for cell in cells)])
     title = f"Resident set in MB, {args.buffer_size} transitions, obs {args.obs_dim}, act {args.action_dim}, one thread"
     header = ["contender", "bytes a transition", "imports", "empty buffer", "full buffer, peak", "updates, peak"]
     print_table(title, header, rows)

@@ -1,11 +1,13 @@
 """
-Latency of ``predict``: FlowRL, deterministic and not, SB3's SAC and TD3, FlowRL's actor through torch.compile, and FlowRL as
-an ONNX file in onnxruntime.
+Measure the latency of ``predict``.
+
+The contenders are FlowRL, SB3's SAC and TD3, FlowRL with its actor compiled by torch.compile, and FlowRL as an ONNX file in
+onnxruntime. FlowRL and SAC predict deterministically and stochastically.
 
     python benchmarks/bench_predict.py
 
-Observations are float64, as MuJoCo's are. All but the ONNX file go through SB3's ``predict``, from numpy to numpy; the file
-gets float32 observations and computes the same actions. Networks of 256x2, flow steps 1, one thread.
+Observations are float64, like MuJoCo's. All contenders but the ONNX file go through SB3's ``predict``, from numpy to numpy.
+The file gets float32 observations and computes the same actions. Networks of 256x2, one flow step, one thread.
 """
 
 import logging
@@ -41,10 +43,12 @@ from sb3_flowrl.export.onnx import export_onnx
 
 def predicting(model: Any, observations: np.ndarray, deterministic: bool) -> Work:
     """
+    Return the work of predicting.
+
     :param model: anything with SB3's ``predict``
-    :param observations: one, or a batch of them
+    :param observations: one observation, or a batch of them
     :param deterministic: as in ``predict``
-    :return: predicts as often as it is told
+    :return: a function that predicts the given number of times
     """
 
     def work(calls: int) -> None:
@@ -56,10 +60,12 @@ def predicting(model: Any, observations: np.ndarray, deterministic: bool) -> Wor
 
 def compiled(policy: Any, observations: np.ndarray) -> Any:
     """
+    Compile the actor of a policy for deterministic actions.
+
     :param policy: FlowRL's policy
     :param observations: what it will predict from
-    :return: a copy of it whose actor that gives the deterministic actions is compiled for these
-    :raises RuntimeError: if ``predict`` went around what was compiled, which would be timed for it
+    :return: a copy of the policy, with its actor compiled for these observations
+    :raises RuntimeError: if ``predict`` did not call the compiled actor, because then eager code would be timed as compiled
     """
     policy = deepcopy(policy)
     policy.trained_actor.compile(dynamic=False)
@@ -72,9 +78,11 @@ def compiled(policy: Any, observations: np.ndarray) -> Any:
 
 def running(path: str, observations: np.ndarray) -> Work:
     """
+    Return the work of running an ONNX file.
+
     :param path: the ONNX file, without the input for noise
-    :param observations: a batch of them
-    :return: computes the deterministic actions as often as it is told
+    :param observations: a batch of observations
+    :return: a function that computes the deterministic actions the given number of times
     """
     options = SessionOptions()
     options.intra_op_num_threads = 1
@@ -90,9 +98,11 @@ def running(path: str, observations: np.ndarray) -> Work:
 
 def measure(batch_size: int, args: Namespace) -> dict[str, list[float]]:
     """
+    Time all contenders at a batch size.
+
     :param batch_size: observations in each prediction
     :param args: the script's options
-    :return: predictions a second of each contender in each round
+    :return: predictions per second of each contender in each round
     """
     models = {}
     for name, key in {"FlowRL": "FlowRL float32", "SAC": "SAC", "TD3": "TD3"}.items():
@@ -119,6 +129,7 @@ def measure(batch_size: int, args: Namespace) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = make_parser(__file__, __doc__)
     add_timing_options(parser, rounds=15, seconds=0.3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 256])
@@ -133,12 +144,12 @@ def main() -> None:
         latencies = {name: [1e6 / rate for rate in values] for name, values in rates.items()}
         rows = ([name, *spread(values)] for name, values in latencies.items())
         print_table(f"## batch {batch_size}, one thread", ["µs for each prediction", *SPREAD_HEADER], rows)
-        found = {
+        ratios_of_batch = {
             f"latency of FlowRL / SAC, {kind}": ratios(latencies[f"FlowRL, {kind}"], latencies[f"SAC, {kind}"])
             for kind in ("deterministic", "stochastic")
         }
-        print_ratios(found)
-        results.append(dict(batch_size=batch_size, microseconds=latencies, ratios=found, threads=1))
+        print_ratios(ratios_of_batch)
+        results.append(dict(batch_size=batch_size, microseconds=latencies, ratios=ratios_of_batch, threads=1))
         record.write(results=results)
 
 

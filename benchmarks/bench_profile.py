@@ -1,24 +1,25 @@
 """
-Where the time of a FlowRL update goes: PyTorch's profiler over many calls ``train(gradient_steps=1, batch_size=256)``.
+Show where the time of a FlowRL update goes, with PyTorch's profiler.
 
     python benchmarks/bench_profile.py
     python benchmarks/bench_profile.py --device cuda --contenders "FlowRL float32 compiled" --architectures defaults
 
-The networks are those of ``bench_update.py``, observations 17, actions 6, one thread. Generated kernels are profiled one by
-one, which costs some percent; the time of an update without the profiler stands beside. What a row holds:
+A profile covers many calls of ``train(gradient_steps=1, batch_size=256)``, with the networks of ``bench_update.py``,
+17-dimensional observations, 6-dimensional actions, and one thread. Each generated kernel is profiled, which costs a few
+percent; the time of an update without the profiler is given for comparison. The rows are:
 
-- matrix products: those of the networks and their gradients;
-- generated kernels: LayerNorms, activations, losses, their gradients, and casts, where the update is compiled;
-- other kernels: PyTorch's own, which are those and copies;
-- Adam and Polyak averaging: all that runs inside their calls, Python included;
-- sampling: all inside ``replay_buffer.sample``;
-- guards: ``torch.compile``'s checks that the compiled code still fits;
-- calls: C++ that calls the kernels, and allocates for them;
-- launches: on a GPU, the driver's calls that put kernels, graphs and copies into its queue;
-- waits: on a GPU, the driver's calls that wait for it;
-- Python: what is left of the time on the wall.
+- matrix products: those of the networks and their gradients
+- generated kernels: LayerNorms, activations, losses, their gradients, and casts, if the update is compiled
+- other kernels: PyTorch's own, for the same operations if the update is not compiled, and for copies
+- Adam and Polyak averaging: everything inside their calls, including Python
+- sampling: everything inside ``replay_buffer.sample``
+- guards: ``torch.compile``'s checks that the compiled code is still valid
+- calls: C++ code that calls the kernels and allocates their memory
+- launches: on a GPU, the driver's calls that put kernels, graphs and copies into its queue
+- waits: on a GPU, the driver's calls that wait for it
+- Python: the rest of the elapsed time
 
-These are the times of the processor. What a GPU does meanwhile, ``trace_summary.py`` says.
+All these are times of the processor. ``trace_summary.py`` shows what a GPU does at the same time.
 """
 
 import tempfile
@@ -50,7 +51,7 @@ from trace_summary import DRIVER_CALLS, WAITS, TraceSummary, print_summary, read
 
 from sb3_flowrl import update
 
-#: Calls that are rows of their own, with all that runs inside them, by the name of their range.
+#: Calls that have their own row, which includes everything inside them: the row by the name of the range in the profile.
 RANGES = {"sample": "sampling", "polyak_average": "Polyak averaging", "Optimizer.step": "Adam"}
 ROWS = [
     "matrix products",
@@ -69,9 +70,11 @@ ROWS = [
 
 def in_range(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """
-    :param name: of the range in the profile
-    :param function: any
-    :return: the same, marked in the profile
+    Mark all calls of a function in the profile.
+
+    :param name: name of the range in the profile
+    :param function: any function
+    :return: the function, marked
     """
 
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -83,8 +86,10 @@ def in_range(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def row_of(event: Any) -> str:
     """
-    :param event: of the profile
-    :return: the row to which its own time belongs
+    Find the row of an event.
+
+    :param event: an event of the profile
+    :return: the row that the event's own time, without the events inside it, belongs to
     """
     ancestor = event
     while ancestor is not None:
@@ -107,10 +112,13 @@ def row_of(event: Any) -> str:
 
 def measure(name: str, architecture: Architecture, args: Namespace) -> dict[str, Any]:
     """
+    Profile the updates of a contender.
+
     :param name: one of FlowRL's settings
     :param architecture: its networks
     :param args: the script's options
-    :return: milliseconds of an update in each round, without the profiler, and by rows with it; the trace of the last round
+    :return: milliseconds of an update in each round, without the profiler, and by row with it; and a summary of the last
+        round's trace
     """
     import torch._inductor.config as inductor
 
@@ -124,16 +132,16 @@ def measure(name: str, architecture: Architecture, args: Namespace) -> dict[str,
     plain, rows = [], []
     for _ in range(args.rounds):
         plain.append(1e3 * seconds_of(work, args.updates) / args.updates)
-        with profile() as profiler:  # of the processor, and of a GPU where there is one
+        with profile() as profiler:  # of the processor, and of a GPU if there is one
             wall = 1e3 * seconds_of(work, args.updates) / args.updates
-        found = dict.fromkeys(ROWS, 0.0)
+        milliseconds = dict.fromkeys(ROWS, 0.0)
         for event in profiler.events():
-            found[row_of(event)] += event.self_cpu_time_total / 1e3 / args.updates
-        found["Python"] = wall - sum(time for row, time in found.items() if row != "Python")
-        rows.append(found)
+            milliseconds[row_of(event)] += event.self_cpu_time_total / 1e3 / args.updates
+        milliseconds["Python"] = wall - sum(time for row, time in milliseconds.items() if row != "Python")
+        rows.append(milliseconds)
     return dict(
         milliseconds=plain,
-        rows={row: [found[row] for found in rows] for row in ROWS},
+        rows={row: [milliseconds[row] for milliseconds in rows] for row in ROWS},
         trace=_summary(profiler, args.updates),
     )
 
@@ -146,6 +154,7 @@ def _summary(profiler: profile, n_updates: int) -> TraceSummary:
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = make_parser(__file__, __doc__)
     add_contender_option(parser, SETTINGS)
     parser.set_defaults(contenders=["FlowRL bfloat16 compiled", "FlowRL float32 compiled"])
@@ -163,7 +172,7 @@ def main() -> None:
     for architecture in args.architectures:
         for name in args.contenders:
             results[f"{name}, {architecture}"] = in_fresh_process(measure, name, ARCHITECTURES[architecture], args)
-            record.write(results=results)  # so that a run that is ended by a time limit leaves what it has
+            record.write(results=results)  # keeps the results so far if a time limit ends the run
     print_profiles(results)
     for name, result in results.items():
         print_summary(name, result["trace"])
@@ -171,6 +180,8 @@ def main() -> None:
 
 def print_profiles(results: dict[str, dict[str, Any]]) -> None:
     """
+    Print the table of all profiles.
+
     :param results: what ``measure`` returned, by setting and networks
     """
     rows = [[row, *(f"{np.median(result['rows'][row]):.2f}" for result in results.values())] for row in ROWS]

@@ -1,13 +1,18 @@
 """
-What an update costs against the width of the networks, the batch size, the flow steps, the gradient steps of a call of
-``train`` and the action dimension; and what a rollout step of ``learn()`` costs against the number of environments.
+Measure how the costs of updates and of rollout steps depend on their sizes.
 
     python benchmarks/bench_scaling.py
 
-One thing is varied at a time; else the networks are 256x2, the batch 256, the flow steps 1, the gradient steps 1, observations
-17 and actions 6. A rollout step asks the policy for an action in each environment, steps them and stores the transitions;
-these environments do nothing, and no update is made. One thread. Slopes are those of log cost against log value, by least
-squares through all points, and between the last two: 1 is proportional, 0 is free.
+The cost of an update is measured against the width of the networks, the batch size, the flow steps, the gradient steps per
+call of ``train``, and the action dimension. The cost of a rollout step of ``learn()`` is measured against the number of
+environments.
+
+One size is varied at a time. The others are: networks of 256x2, batch 256, one flow step, one gradient step, 17-dimensional
+observations, 6-dimensional actions. A rollout step asks the policy for an action in each environment, steps the environments
+and stores the transitions. These environments do nothing, and there are no updates. Everything uses one thread.
+
+Slopes are those of log cost against log value: a least-squares fit through all points, and the slope between the last two. A
+slope of 1 means that the cost is proportional to the value, 0 that it does not depend on it.
 """
 
 from argparse import Namespace
@@ -40,17 +45,21 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 @dataclass(frozen=True)
 class Case:
-    """One measured case: what is varied has another value than here."""
+    """
+    Describe one measured case.
+
+    The defaults are the values that are not varied.
+    """
 
     width: int = 256
     batch_size: int = 256
     flow_steps: int = 1
     gradient_steps: int = 1
     action_dim: int = 6
-    n_envs: int = 0  # 0 for an update, instead of a rollout step
+    n_envs: int = 0  # 0 for an update instead of a rollout step
 
 
-#: The values of each thing that is varied, and those of a quick run.
+#: The values of each size that is varied.
 SWEEPS: dict[str, list[int]] = {
     "width": [64, 128, 256, 512, 1024],
     "batch_size": [64, 128, 256, 512, 1024, 2048],
@@ -59,6 +68,7 @@ SWEEPS: dict[str, list[int]] = {
     "action_dim": [2, 4, 8, 16, 32, 64],
     "n_envs": [1, 2, 4, 8, 16],
 }
+#: How many of these values a quick run measures.
 QUICK_VALUES = 2
 POLICY_DELAY = 2
 OBS_DIM = 17
@@ -66,9 +76,11 @@ OBS_DIM = 17
 
 def make_work(name: str, case: Case) -> Work:
     """
+    Return the work of a contender in one case.
+
     :param name: the contender
     :param case: its sizes
-    :return: makes as many calls of ``train``, or rollout steps, as it is told
+    :return: a function that makes the given number of calls of ``train``, or of rollout steps
     """
     arguments = dict(flow_steps=case.flow_steps) if name in SETTINGS else {}
     model: Any = make_model(
@@ -88,9 +100,11 @@ def make_work(name: str, case: Case) -> Work:
 
 def measure(parameter: str, args: Namespace) -> dict[str, dict[int, list[float]]]:
     """
-    :param parameter: what is varied
+    Time all contenders at all values of a size.
+
+    :param parameter: the size that is varied
     :param args: the script's options
-    :return: the milliseconds of each contender at each value in each round
+    :return: milliseconds of each contender at each value in each round
     """
     values = SWEEPS[parameter][: QUICK_VALUES if args.quick else None]
     cases = {
@@ -110,20 +124,24 @@ def measure(parameter: str, args: Namespace) -> dict[str, dict[int, list[float]]
 
 def takes_part(name: str, parameter: str) -> bool:
     """
+    Decide whether a contender is measured against a size.
+
     :param name: the contender
-    :param parameter: what is varied
-    :return: whether it means anything to it
+    :param parameter: the size that is varied
+    :return: whether it is. Only FlowRL has flow steps, and its settings do not change rollout steps, so one setting is enough
     """
     if parameter == "flow_steps":
         return name in SETTINGS
-    return parameter != "n_envs" or name not in SETTINGS or name in EAGER[:1]  # settings are for updates
+    return parameter != "n_envs" or name not in SETTINGS or name in EAGER[:1]  # settings change only updates
 
 
 def slopes(values: Sequence[float], costs: Sequence[float]) -> tuple[float, float]:
     """
-    :param values: of what is varied
-    :param costs: at each of them
-    :return: the slope in logarithms through all points, and between the last two
+    Compute the slopes of log cost against log value.
+
+    :param values: values of the size that is varied
+    :param costs: the cost at each value
+    :return: the slope of a fit through all points, and the slope between the last two
     """
     x, y = np.log(values), np.log(costs)
     return float(np.polyfit(x, y, 1)[0]), float((y[-1] - y[-2]) / (x[-1] - x[-2]))
@@ -131,15 +149,19 @@ def slopes(values: Sequence[float], costs: Sequence[float]) -> tuple[float, floa
 
 def one_unit(parameter: str) -> str:
     """
-    :param parameter: what is varied
-    :return: what is timed
+    Name what is timed.
+
+    :param parameter: the size that is varied
+    :return: its name, with the article
     """
     return "a rollout step" if parameter == "n_envs" else "an update"
 
 
 def draw(results: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> None:
     """
-    :param results: milliseconds by what is varied, contender and value, in each round
+    Plot all costs.
+
+    :param results: milliseconds in each round, by size that is varied, contender and value
     :param path: the picture to write
     """
     import matplotlib
@@ -163,7 +185,7 @@ def draw(results: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> N
             color = f"C{names.index(name)}"
             axis.plot(values, middle, "o-", color=color, label=name, markersize=4)
             axis.fill_between(values, low, high, color=color, alpha=0.2)
-        # A decade at least, lest what hardly changes looks steep
+        # Show at least a decade, so that small changes do not look steep
         low, high = axis.get_ylim()
         margin = max(1.0, (10 * low / high) ** 0.5)
         axis.set_ylim(low / margin, high * margin)
@@ -184,6 +206,7 @@ def draw(results: dict[str, dict[str, dict[int, list[float]]]], path: Path) -> N
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = make_parser(__file__, __doc__)
     add_timing_options(parser, rounds=5, seconds=1.0)
     add_contender_option(parser, [*SETTINGS, "SAC"])

@@ -1,22 +1,31 @@
 """
-Updates a second of FlowRL in each of its settings, of SB3's SAC and TD3, of sb3_contrib's TQC and CrossQ, and of a plain
-transcription of FlowRL's equations; and how far FlowRL is from what the processor could do.
+Measure updates per second, and how far FlowRL is from what the machine could do.
 
     python benchmarks/bench_update.py
 
-A unit is one update of a call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on a full replay buffer of
-float32 observations; ``--gradient-steps`` makes calls that do more of them, each number in a table of its own. Four
-architectures: "paper" is the authors' (512 wide, in their layout, with their arguments; the peers have three hidden layers of
-512), "table1" and "256x2" are FlowRL with the paper's equations and for all the ``net_arch`` of the paper's Table 1 (two
-hidden layers of 512 in the actor, three in the critics), or ``[256, 256]``; and "defaults" is everybody with ``[256, 256]``
-and, FlowRL too, otherwise the constructors' defaults. The transcription computes the paper's equations everywhere.
+The contenders are FlowRL in each of its settings, SB3's SAC and TD3, sb3_contrib's TQC and CrossQ, and a plain transcription
+of FlowRL's equations. A unit is one update of a call ``train(gradient_steps=1, batch_size=256)``, as ``learn()`` makes it, on
+a full replay buffer of float32 observations. ``--gradient-steps`` makes calls of several updates, with a table for each
+number.
 
-The roofline is measured in turns with the contenders. It adds the time of the update's matrix products (counted by torch's
-FlopCounterMode on the eager update) at the rate of one product of batch x width x width, and the time of the bytes that Adam
-(reads p, g, m, v; writes p, m, v) and Polyak averaging (reads two, writes one) must move at the rate of a large copy, whose
-bytes are counted once when they are read and once when they are written. All else is free in it: activations, LayerNorms,
-gradients on their way, sampling, Python. Networks of 256x2 fit into the cache, which is faster than the copy, so there it is
-no strict bound. On a GPU the products of one update are too small to fill it, and the bound is of one update after another.
+There are four architectures:
+
+- "paper": the authors' networks, 512 wide, with their arguments. The peers have three hidden layers of 512.
+- "table1": FlowRL with the paper's equations. All have the ``net_arch`` of the paper's Table 1: two hidden layers of 512 in
+  the actor, three in the critics.
+- "256x2": FlowRL with the paper's equations. All have ``[256, 256]``.
+- "defaults": all, including FlowRL, have ``[256, 256]`` and the defaults of their constructors.
+
+The transcription computes the paper's equations in all of them.
+
+The roofline is measured in turns with the contenders. It is the sum of two times. The first is the time of the update's matrix
+products at the rate of one product of batch x width x width. They are counted by torch's FlopCounterMode on the eager update.
+The second is the time to move the bytes of Adam (reads p, g, m, v; writes p, m, v) and of Polyak averaging (reads two, writes
+one) at the rate of a large copy, which reads and writes each byte once. Everything else counts as free: activations,
+LayerNorms, intermediate gradients, sampling, Python.
+
+The bound is not strict for networks of 256x2: they fit into the cache, which is faster than the copy. On a GPU the products of
+one update are too small to fill the device, so the bound only holds for updates that run one after another.
 """
 
 import math
@@ -62,20 +71,21 @@ from transcription import Transcription
 
 from sb3_flowrl.buffers import RecencyReplayBuffer
 
-#: Names of the transcriptions, and whether they run under bfloat16 autocast.
+#: The transcriptions by name, and whether they run under bfloat16 autocast.
 TRANSCRIPTIONS = {"transcription": False, "transcription bfloat16": True}
-#: FlowRL's precisions, and what their matrix products run as.
+#: FlowRL's precisions, with the dtype of their matrix products and torch's precision of float32 products.
 PRODUCTS = {
     "float32": (th.float32, "highest"),
     "float32_fast": (th.float32, "medium"),
     "bfloat16": (th.bfloat16, "highest"),
 }
+#: Size of the copy that measures the speed of the memory.
 COPY_BYTES = 2**28
-#: Whose matrix products are counted.
+#: The setting of FlowRL whose matrix products are counted.
 FLOWRL = EAGER[0]
-#: Stands for the setting with the highest median.
+#: Stands for FlowRL's setting with the highest median.
 FASTEST = "fastest"
-#: The ratios that are asked of FlowRL: of what, and over what.
+#: The ratios to print: numerator and denominator.
 RATIOS = [
     (FASTEST, "SAC"),
     ("FlowRL float32 compiled", "SAC"),
@@ -88,10 +98,12 @@ RATIOS = [
 
 def make_contender(name: str, architecture: Architecture, args: Namespace) -> Any:
     """
+    Make a contender.
+
     :param name: the contender
     :param architecture: its networks
     :param args: the script's options
-    :return: something with a ``train``, and a full replay buffer
+    :return: something with a ``train`` and a full replay buffer
     """
     env = IdleEnv(args.obs_dim, args.action_dim)
     if name not in TRANSCRIPTIONS:
@@ -105,9 +117,11 @@ def make_contender(name: str, architecture: Architecture, args: Namespace) -> An
 
 def gigaflops_of_updates(model: Any, batch_size: int) -> list[float]:
     """
+    Count the matrix products of updates.
+
     :param model: a contender that runs eagerly
     :param batch_size: samples in each update
-    :return: the matrix products of each update of a cycle, in GFLOP, as they are called
+    :return: GFLOP of the matrix products that each update of a cycle calls
     """
     counts = []
     for _ in range(UPDATE_CYCLE):
@@ -119,8 +133,10 @@ def gigaflops_of_updates(model: Any, batch_size: int) -> list[float]:
 
 def bytes_of_updates(model: Any) -> dict[str, float]:
     """
+    Count the bytes that an update must move.
+
     :param model: a FlowRL model
-    :return: what Adam and Polyak averaging must move in an update, on average over the policy delay
+    :return: bytes of Adam and of Polyak averaging, per update on average over the policy delay; and the number of parameters
     """
     critic, actor, behavior = (
         sum(parameter.numel() for network in networks for parameter in network.parameters())
@@ -142,12 +158,14 @@ def bytes_of_updates(model: Any) -> dict[str, float]:
 
 def product(batch_size: int, width: int, device: str, dtype: th.dtype, precision: str) -> Work:
     """
+    Return the work of a matrix product.
+
     :param batch_size: rows of the left matrix
-    :param width: its columns, and those of the square right one
-    :param device: where they are
+    :param width: its columns, and the rows and columns of the right matrix
+    :param device: where the matrices are
     :param dtype: their type
-    :param precision: of float32, see ``torch.set_float32_matmul_precision``
-    :return: multiplies them as often as it is told
+    :param precision: precision of float32, see ``torch.set_float32_matmul_precision``
+    :return: a function that multiplies them the given number of times
     """
     left, right = (th.randn(rows, width, device=device).to(dtype) for rows in (batch_size, width))
     out = th.empty(batch_size, width, dtype=dtype, device=device)
@@ -164,8 +182,10 @@ def product(batch_size: int, width: int, device: str, dtype: th.dtype, precision
 
 def copy(device: str) -> Work:
     """
-    :param device: where to
-    :return: copies ``COPY_BYTES`` there as often as it is told
+    Return the work of a large copy.
+
+    :param device: the device of both tensors
+    :return: a function that copies ``COPY_BYTES`` the given number of times
     """
     source = th.ones(COPY_BYTES, dtype=th.uint8, device=device)
     target = source.clone()
@@ -179,9 +199,12 @@ def copy(device: str) -> Work:
 
 def measure(architecture: Architecture, args: Namespace) -> list[dict[str, Any]]:
     """
+    Time all contenders and what the roofline needs.
+
     :param architecture: the networks
     :param args: the script's options
-    :return: all samples, and what was counted, for each number of gradient steps; the models are the same, compiled once
+    :return: all samples and counts, for each number of gradient steps. The models are the same for all, so each is compiled
+        once
     """
     models = {name: make_contender(name, architecture, args) for name in args.contenders}
     flowrl = models.get(FLOWRL) or make_contender(FLOWRL, architecture, args)
@@ -214,10 +237,12 @@ def measure(architecture: Architecture, args: Namespace) -> list[dict[str, Any]]
 
 def first_updates(name: str, architecture: Architecture, args: Namespace) -> list[float]:
     """
+    Time the first updates of a contender in this process.
+
     :param name: the contender
     :param architecture: its networks
     :param args: the script's options
-    :return: the seconds of each of the first calls of ``train`` in this process
+    :return: seconds of each of the first calls of ``train``
     """
     work = updates(make_contender(name, architecture, args), args.batch_size)
     return [seconds_of(work, 1) for _ in range(12)]
@@ -225,9 +250,12 @@ def first_updates(name: str, architecture: Architecture, args: Namespace) -> lis
 
 def cold_starts(architecture: Architecture, args: Namespace) -> dict[str, dict[str, list[float]]]:
     """
+    Time the first updates of all compiled settings.
+
     :param architecture: the networks
     :param args: the script's options
-    :return: for each compiled setting the seconds of its first updates, with an empty cache and with the one that this left
+    :return: seconds of the first updates of each setting, with an empty compiler cache, and with the cache that this first run
+        left
     """
     samples: dict[str, dict[str, list[float]]] = {}
     for name in (name for name in COMPILED if name in args.contenders):
@@ -248,8 +276,11 @@ def cold_starts(architecture: Architecture, args: Namespace) -> dict[str, dict[s
 
 def rooflines(measured: dict[str, Any]) -> dict[str, list[float]]:
     """
+    Compute the rooflines.
+
     :param measured: what ``measure`` returned
-    :return: for each precision the updates a second, in each round, of a processor that only computes and moves what it must
+    :return: for each precision, updates per second in each round, if the processor only computed the matrix products and moved
+        the bytes that it must
     """
     gigaflop = statistics.mean(measured["gigaflops_of_updates"][FLOWRL])
     moved = measured["bytes_of_updates"]["adam"] + measured["bytes_of_updates"]["polyak"]
@@ -263,26 +294,30 @@ def rooflines(measured: dict[str, Any]) -> dict[str, list[float]]:
 
 def asked_ratios(rates: dict[str, list[float]], bound: list[float]) -> dict[str, list[float]]:
     """
-    :param rates: updates a second of each contender in each round
-    :param bound: the roofline to compare the fastest setting with
-    :return: the ratios that are asked of FlowRL, as far as their contenders ran, in each round
+    Compute the ratios in ``RATIOS``, and the ratio to the roofline.
+
+    :param rates: updates per second of each contender in each round
+    :param bound: the roofline that the fastest setting is compared with
+    :return: the ratios in each round by label, if both of their contenders ran
     """
-    found = {}
+    ratios_by_label = {}
     best = fastest(rates, SETTINGS)
     for over, under in RATIOS:
         name = best if over == FASTEST else over
         if name in rates and under in rates:
             label = f"{FASTEST} ({best})" if over == FASTEST else over
-            found[f"{label} / {under}"] = ratios(rates[name], rates[under])
+            ratios_by_label[f"{label} / {under}"] = ratios(rates[name], rates[under])
     if best:
-        found[f"{FASTEST} ({best}) / roofline of bfloat16"] = ratios(rates[best], bound)
-    return found
+        ratios_by_label[f"{FASTEST} ({best}) / roofline of bfloat16"] = ratios(rates[best], bound)
+    return ratios_by_label
 
 
 def print_rooflines(measured: dict[str, Any], bounds: dict[str, list[float]]) -> None:
     """
+    Print a table of the rooflines.
+
     :param measured: what ``measure`` returned
-    :param bounds: what ``rooflines`` made of it
+    :param bounds: what ``rooflines`` returned for it
     """
     counts, moved = measured["gigaflops_of_updates"], measured["bytes_of_updates"]
     gigaflop = statistics.mean(counts[FLOWRL])
@@ -306,7 +341,9 @@ def print_rooflines(measured: dict[str, Any], bounds: dict[str, list[float]]) ->
 
 def print_cold_starts(title: str, samples: dict[str, dict[str, list[float]]]) -> None:
     """
-    :param title: of the run
+    Print a table of the first updates.
+
+    :param title: a line above the table
     :param samples: what ``cold_starts`` returned
     """
 
@@ -319,6 +356,7 @@ def print_cold_starts(title: str, samples: dict[str, dict[str, list[float]]]) ->
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = make_parser(__file__, __doc__)
     add_timing_options(parser, rounds=7, seconds=2.0)
     add_contender_option(parser, [*SETTINGS, *PEERS, *TRANSCRIPTIONS])
@@ -359,10 +397,10 @@ def main() -> None:
                 heading = f"## {title}, {threads} thread(s), {steps} update(s) a call"
                 print_rates(heading, "updates a second", rates, columns)
                 print_rooflines(measured, bounds)
-                found = asked_ratios(rates, bounds["bfloat16"])
-                print_ratios(found)
-                results.append(dict(architecture=name, threads=threads, rooflines=bounds, ratios=found, **measured))
-            record.write(results=results)  # so that a run that is ended by a time limit leaves what it has
+                ratios_by_label = asked_ratios(rates, bounds["bfloat16"])
+                print_ratios(ratios_by_label)
+                results.append(dict(architecture=name, threads=threads, rooflines=bounds, ratios=ratios_by_label, **measured))
+            record.write(results=results)  # keeps the results so far if a time limit ends the run
         if args.cold_start:
             samples = cold_starts(architecture, args)
             print_cold_starts(f"## Cold start: {title}, {args.threads[0]} thread(s)", samples)

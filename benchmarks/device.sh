@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU is asked, in at most 8 minutes: the tests marked gpu, updates a second, environment steps a second
-# of learn(), and where the time of an update goes.
+# Do everything that needs a machine with a GPU, in at most 8 minutes: run the tests marked gpu, measure updates per second and
+# environment steps per second of learn(), and profile an update.
 #
 #     benchmarks/device.sh [OUT] [--dry-run]
 #
-# OUT, by default $OUT or build/device, gets one JSON file of each benchmark, summary.json (which steps passed), and device.log.
-# Each step has a time limit, and none stops the next. The script fails if one of them has failed, and where there is no GPU.
-# --dry-run does the same steps on a CPU with small networks, in about a minute; its numbers mean nothing, and tests marked gpu
-# are skipped. PYTHON names the Python.
+# OUT, by default $OUT or build/device, receives a JSON file from each benchmark, summary.json (which steps passed), and
+# device.log. Each step has a time limit. If a step fails, the others still run. The script fails if any step failed, or if
+# there is no GPU. --dry-run does the same steps on a CPU with small networks, in about a minute. Its numbers mean nothing, and
+# tests marked gpu are skipped. PYTHON names the Python.
 #
-# The machine needs PyTorch and pytest. What else it needs travels as wheels in .whl, which git ignores, so that it can be reached
-# without a package registry. Once:
+# The machine needs PyTorch and pytest. All other packages travel as wheels in .whl, so the machine needs no package registry.
+# Git ignores .whl. Prepare once:
 #
 #     PYTHON=.venv/bin/python benchmarks/device_wheels.sh
 #     benchmarks/device.sh --dry-run
 #
-# And on the machine, in one command with a limit of 10 minutes, from a copy of the repository with .whl in it (where machines
-# are lent through a tool, this is run's command, with carry [".whl"] and timeout_s 540):
+# Then run this on the machine, as one command with a limit of 10 minutes, in a copy of the repository that contains .whl. If a
+# tool lends the machine, this is the command of its run, with carry [".whl"] and timeout_s 540:
 #
 #     bash benchmarks/device.sh "$OUT"
 #
-# Its JSON files are kept in benchmarks/results/speed/CARD, such as h200, in the place of those of the run before.
+# Copy the JSON files to benchmarks/results/speed/CARD, such as h200, and replace those of the run before.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -39,12 +39,12 @@ cd "$root" || exit 2
 PYTHON=${PYTHON:-python3}
 packages=$(mktemp -d)
 trap 'rm -rf "$packages"' EXIT
-# The checkout itself is not installed. Nothing is rendered, so MuJoCo needs no display
+# The checkout is used without installation. Nothing is rendered, so MuJoCo needs no display
 export PYTHONPATH=$PWD:$packages${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 MUJOCO_GL=disable
 
 if $dry_run; then
     device=cpu
-    patience=5  # beside other work, on few cores
+    patience=5  # longer limits, for few cores with other work on them
     size=(--quick)
     flowrl=("FlowRL float32")
     updates=()
@@ -64,12 +64,12 @@ steps=()
 lines=()
 failed=0
 
-# run_step NAME LIMIT COMMAND...: do a step, for at most LIMIT seconds
+# run_step NAME LIMIT COMMAND...: run a step for at most LIMIT seconds
 run_step() {
     local name=$1 limit=$(($2 * patience)) start=$SECONDS code=0 verdict
     shift 2
     printf '\n=== %s, at most %s s: %s\n' "$name" "$limit" "$*"
-    # In a process group of its own, so that the limit ends what the command has started, too
+    # timeout makes a process group, so that the limit also ends processes that the command has started
     timeout --kill-after=3 "$limit" "$@" || code=$?
     case $code in
         0) verdict=passed ;;
@@ -82,7 +82,7 @@ run_step() {
     write_summary
 }
 
-# After each step, so that it is there if the machine is taken away
+# Called after each step, so that the file exists even if the machine goes away in the middle
 write_summary() {
     local IFS=, commit
     commit=$(git describe --always --dirty --exclude '*' 2> /dev/null || echo unknown)
@@ -90,7 +90,7 @@ write_summary() {
         $dry_run $device "$commit" "$(date -u +%FT%TZ)" "${steps[*]}" > "$out/summary.json"
 }
 
-# Those of .whl that are not installed in this version
+# List the wheels in .whl that are not installed in the same version
 list_missing_wheels() {
     test -d .whl && "$PYTHON" - .whl/*.whl << 'PYTHON'
 import sys
@@ -108,7 +108,7 @@ for path in sys.argv[1:]:
 PYTHON
 }
 
-# The limits add up to less than 8 minutes, but for a dry run's
+# The limits add up to less than 8 minutes, except in a dry run
 main() {
     local wheels tests workers=()
 
@@ -134,7 +134,7 @@ PYTHON
     fi
 
     mapfile -t tests < <(grep -l "pytest.mark.gpu" -r tests --include="test_*.py")
-    # Most of their time goes to compilers
+    # Several at a time, because most of their time goes to compilers
     "$PYTHON" -c "import xdist" 2> /dev/null && workers=(-n 6)
     run_step tests 100 "$PYTHON" -m pytest -m gpu -v --durations 10 -p no:cacheprovider "${workers[@]}" "${tests[@]}"
 

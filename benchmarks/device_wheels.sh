@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Downloads into .whl what benchmarks/device.sh needs, and a machine without a package registry lacks that has PyTorch, NumPy and
-# pytest. The versions are those of the Python that runs this, so that the figures of both machines are of the same ones:
+# Download the wheels that benchmarks/device.sh needs into .whl, for a machine that has PyTorch, NumPy and pytest but no
+# package registry. The versions are those installed in the Python that runs this, so that both machines measure the same ones:
 #
 #     PYTHON=.venv/bin/python benchmarks/device_wheels.sh
 #
@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 TARGET=${TARGET:-3.12}
-# Without what these ask for in turn: torch must stay the machine's own, and pip would download another one
+# Without their dependencies: pip would download another torch, but the machine must keep its own
 packages=(stable-baselines3 sb3-contrib gymnasium farama-notifications mujoco glfw)
 platforms=(--platform manylinux1_x86_64 --platform manylinux2014_x86_64)
 for glibc in 17 24 27 28 31 34; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done

@@ -1,7 +1,8 @@
 """
-SBX's SAC as a contender of ``bench_learn.py``, which starts this script in SBX's own virtual environment.
+Run SBX's SAC as a contender of ``bench_learn.py``, which starts this script in SBX's own virtual environment.
 
-It learns as many steps as each line of its standard input says, and answers each with a line; its first line tells versions.
+The first answer on standard output holds the versions of the packages. Then each line of standard input is a number of steps
+to learn, and an answer follows when they are done.
 """
 
 import json
@@ -9,14 +10,16 @@ import sys
 import warnings
 from importlib.metadata import version
 
-#: Starts the lines that are answers, since libraries print, too.
+#: Marks the lines that are answers, because libraries print to standard output too.
 ANSWER = "sbx_worker: "
 
 
 def main(env_id: str, n_envs: int, learning_starts: int) -> None:
     """
+    Learn for as many steps as standard input asks for, until it ends.
+
     :param env_id: the environment
-    :param n_envs: how many of it
+    :param n_envs: number of environments
     :param learning_starts: steps before learning starts
     """
     from sbx import SAC

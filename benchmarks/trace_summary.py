@@ -1,8 +1,8 @@
 """
-What a GPU does in an update, from a trace of PyTorch's profiler: kernels, gaps between them, and the driver's calls for them.
+Summarize what a GPU does in an update: kernels, gaps between them, and the driver's calls, from a trace of PyTorch's profiler.
 
-A gap is a time in which no kernel and no copy runs, between two that do. The kernels of a CUDA graph are traced one by one;
-the driver is called once for all of them.
+A gap is a time between two kernels or copies in which neither a kernel nor a copy runs. The kernels of a CUDA graph are traced
+one by one, but the driver is called only once for all of them.
 """
 
 import json
@@ -13,26 +13,27 @@ from typing import Any, TypedDict
 
 from bench import print_table
 
-#: Categories of the trace: what runs on the GPU, and what the processor asks the driver for.
+#: Categories of the trace: work that runs on the GPU, and calls of the driver by the processor.
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 OF_DRIVER = ("cuda_runtime", "cuda_driver")
-#: How the driver's calls begin, what those that put work into the GPU's queue hold, and those that wait for it.
+#: How the names of all calls of the driver begin; what the names of those that put work into the GPU's queue contain; and what
+#: the names of those that wait for it contain.
 DRIVER_CALLS = "cu"
 LAUNCHES = ("LaunchKernel", "GraphLaunch")
 WAITS = "Synchronize"
-#: How many kernels and gaps are listed, those that take the most time.
+#: How many kernels and gaps are listed: those that take the most time.
 LISTED = 20
-#: Kernels of C++ templates have names of thousands of characters.
+#: Longer names are cut, because kernels of C++ templates have names of thousands of characters.
 NAME_LENGTH = 160
 
 
 class Share(TypedDict):
     """
-    One row of a summary.
+    Store one row of a summary.
 
-    :ivar name: of a kernel, of a call of the driver, or of the two kernels around a gap
-    :ivar count: how often it happens in an update
-    :ivar microseconds: how long all of these take in an update
+    :ivar name: name of a kernel, of a call of the driver, or of the two kernels around a gap
+    :ivar count: how often it occurs per update
+    :ivar microseconds: how long all of its occurrences take per update
     """
 
     name: str
@@ -42,15 +43,15 @@ class Share(TypedDict):
 
 class TraceSummary(TypedDict):
     """
-    A trace in numbers, all of them for one update.
+    Store a trace in numbers, all of them per update.
 
     :ivar kernels: how many kernels and copies run on the GPU
     :ivar launches: how many kernels and graphs the processor launches
-    :ivar waits: how often the processor waits for the GPU, once at the end of the trace included
+    :ivar waits: how often the processor waits for the GPU, including once at the end of the trace
     :ivar busy_microseconds: how long a kernel or a copy runs
-    :ivar idle_microseconds: how long none runs, between the trace's first and its last
-    :ivar top_kernels: those that take the most time
-    :ivar top_gaps: likewise, by the kernels before and after
+    :ivar idle_microseconds: how long neither runs, between the first and the last of the trace
+    :ivar top_kernels: the kernels and copies that take the most time
+    :ivar top_gaps: the longest gaps in total, by the kernels before and after
     :ivar driver_calls: all calls of the driver
     """
 
@@ -66,6 +67,8 @@ class TraceSummary(TypedDict):
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
     """
+    Read a trace.
+
     :param path: what ``torch.profiler.profile.export_chrome_trace`` wrote
     :return: the events of the trace
     """
@@ -74,9 +77,11 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
 
 def summarize(events: Iterable[Mapping[str, Any]], n_updates: int) -> TraceSummary:
     """
-    :param events: of a trace, with their times in microseconds
+    Summarize a trace.
+
+    :param events: the events of a trace, with times in microseconds
     :param n_updates: how many updates were traced
-    :return: the trace in numbers, zeros where nothing ran on a GPU
+    :return: the trace in numbers, all zero if nothing ran on a GPU
     """
     complete = [event for event in events if event.get("ph") == "X"]
     on_device = sorted((event for event in complete if event.get("cat") in ON_DEVICE), key=lambda event: event["ts"])
@@ -91,7 +96,7 @@ def summarize(events: Iterable[Mapping[str, Any]], n_updates: int) -> TraceSumma
     for event in on_device:
         if last and event["ts"] > end:
             gaps[f"{last[:NAME_LENGTH]} → {event['name'][:NAME_LENGTH]}"].append(event["ts"] - end)
-        if event["ts"] + event["dur"] > end:  # else it ran beside the last one, on another stream
+        if event["ts"] + event["dur"] > end:  # otherwise it ran at the same time as the last, on another stream
             last, end = event["name"], event["ts"] + event["dur"]
 
     idle = sum(map(sum, gaps.values()))
@@ -122,6 +127,8 @@ def _shares(times: Mapping[str, list[float]], n_updates: int) -> list[Share]:
 
 def print_summary(title: str, summary: TraceSummary) -> None:
     """
+    Print the tables of a summary.
+
     :param title: a line above the tables
     :param summary: what ``summarize`` returned
     """

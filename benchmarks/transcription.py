@@ -1,10 +1,10 @@
 """
-FlowRL's update as one writes it down from the equations: none of the levers of ``sb3_flowrl``, and the same numbers.
+Compute FlowRL's update as plainly as possible: the same numbers, with none of ``sb3_flowrl``'s optimizations.
 
-It stands in for the authors' code in ``bench_update.py``: every network a module of its own and evaluated by itself, every
-loss with its own forward and backward pass and its own plain Adam, the critics' weight gradients computed along with the
-actor's and thrown away, targets that follow parameter by parameter, and losses that are read out at every update.
-``tests/integration/test_benchmarks.py`` holds it to ``FlowRL``'s numbers.
+It stands in for the authors' code in ``bench_update.py``. Each network is a module of its own and is evaluated by itself. Each
+loss has its own forward and backward pass and its own plain Adam. The actor's backward pass also computes the critics' weight
+gradients, which are not used. Targets are averaged parameter by parameter, and each update reads out its losses.
+``tests/integration/test_benchmarks.py`` checks that the numbers are ``FlowRL``'s.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,14 @@ def make_network(
     inputs: int, outputs: int, hidden: Sequence[int], activation: type[nn.Module], linear_ends: bool = False
 ) -> nn.Sequential:
     """
+    Make a multilayer perceptron.
+
     :param inputs: size of the input
     :param outputs: size of the output
     :param hidden: widths of the hidden layers, each Linear → LayerNorm → activation
     :param activation: the activation
-    :param linear_ends: whether the first and the last hidden layer have none
-    :return: the network
+    :param linear_ends: whether the first and the last hidden layer have no activation
+    :return: the network, which maps ``(B, inputs)`` to ``(B, outputs)``
     """
     layers: list[nn.Module] = []
     for index, width in enumerate(hidden):
@@ -45,11 +47,11 @@ def make_network(
 
 class Transcription:
     """
-    The authors' FlowRL, with their scalar weights (``sb3_flowrl.reference_arguments``).
+    Train the authors' FlowRL, with their scalar guidance weights (``sb3_flowrl.reference_arguments``).
 
     :param replay_buffer: where batches come from
-    :param net_arch: widths of the hidden layers, of the actor (``pi``) and of the critics and V (``qf``)
-    :param linear_ends: whether the critics and V leave out the activation of their first and of their last hidden layer
+    :param net_arch: widths of the hidden layers of the actor (``pi``), and of the critics and V (``qf``)
+    :param linear_ends: whether the first and the last hidden layer of the critics and V have no activation
     :param bfloat16: whether the networks run under bfloat16 autocast
     :param flow_steps: N, the number of integration steps
     """
@@ -91,6 +93,8 @@ class Transcription:
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """
+        Update all networks.
+
         :param gradient_steps: number of updates
         :param batch_size: samples in each update
         """
@@ -99,8 +103,10 @@ class Transcription:
 
     def draw_noise(self, batch_size: int) -> FlowNoise:
         """
+        Draw the random numbers of one update.
+
         :param batch_size: samples in the update
-        :return: its random numbers
+        :return: the random numbers
         """
         return draw_noise(batch_size, self.action_dim, self.device)
 

@@ -1,9 +1,10 @@
 """
-Environment steps a second of DummyVecEnv and SubprocVecEnv, without any learning, for cheap and for costly tasks.
+Compare the environment steps per second of DummyVecEnv and SubprocVecEnv, without learning.
 
     python benchmarks/vec_envs.py --envs HalfCheetah-v5 dmc/walker-walk-v0 dmc/dog-run-v0
 
-Both kinds take turns, and each figure is the median of its turns. Actions are random. Prints a table.
+The tasks are cheap or costly, and actions are random. Both kinds take turns, and each figure is the median of its turns.
+Prints a table.
 """
 
 import argparse
@@ -21,9 +22,11 @@ KINDS = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}
 
 def steps_a_second(env: VecEnv, seconds: float) -> float:
     """
-    :param env: the environments, reset
+    Measure the speed of environments.
+
+    :param env: the environments, after a reset
     :param seconds: how long to step them
-    :return: environment steps a second, all environments together
+    :return: environment steps per second, of all environments together
     """
     actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(50)]
     start, count = time.perf_counter(), 0
@@ -34,6 +37,7 @@ def steps_a_second(env: VecEnv, seconds: float) -> float:
 
 
 def main() -> None:
+    """Run the benchmark with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "dmc/walker-walk-v0", "dmc/dog-run-v0"])
     parser.add_argument("--n-envs", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -46,7 +50,7 @@ def main() -> None:
     for env_id in args.envs:
         figures: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for n_envs in args.n_envs:
-            # the module before the colon is imported in the processes
+            # the processes import the module before the colon
             makers = [lambda: gym.make(f"sb3_flowrl.envs:{env_id}")] * n_envs  # noqa: B023
             envs: dict[str, VecEnv] = {name: kind(makers) for name, kind in KINDS.items()}
             for env in envs.values():

@@ -34,6 +34,7 @@ class ArgumentTable(SphinxDirective):
     option_spec: ClassVar[dict[str, Any]] = {"class": directives.class_option}
 
     def run(self) -> list[nodes.Node]:
+        """Return the table."""
         module, _, name = self.arguments[0].rpartition(".")
         documented = getattr(importlib.import_module(module), name)
         descriptions, parameters = describe_arguments(documented), inspect.signature(documented).parameters
