@@ -49,8 +49,8 @@ def add_agent(record: Path, policy: Path, folder: Path) -> None:
     for path in (record, policy):
         if not path.is_file():
             raise StudyError(f"There is no file {path}.")
-    found: Record = json.loads(record.read_text(encoding="utf-8"))
-    run = found["run"]
+    contents: Record = json.loads(record.read_text(encoding="utf-8"))
+    run = contents["run"]
     if run["algo"] != "flowrl":
         raise StudyError(f"{record} is a run of {run['algo']}, and agents are FlowRL's.")
     try:
@@ -58,16 +58,16 @@ def add_agent(record: Path, policy: Path, folder: Path) -> None:
     except AgentError as error:  # before the former agent is overwritten by one that can't be played
         raise StudyError(str(error)) from error
     # Of equal evaluations the run keeps the policy of the last
-    best = max(reversed(found["evaluations"]), key=lambda point: np.mean(point["deterministic"]))
+    best = max(reversed(contents["evaluations"]), key=lambda point: np.mean(point["deterministic"]))
     card = dict(
         env_id=run["env"],
         steps=best["step"],
         seed=run["seed"],
         run=f"{record.parents[1].name}/{record.stem}",  # equal names are in several studies
-        command=found["command"],
-        commits=found["commits"],
-        versions=found["versions"],
-        hyperparameters=found["hyperparameters"],
+        command=contents["command"],
+        commits=contents["commits"],
+        versions=contents["versions"],
+        hyperparameters=contents["hyperparameters"],
     )
     path = folder / f"{file_name(run['env'])}.json"
     folder.mkdir(exist_ok=True)

@@ -108,7 +108,7 @@ def describe_cost(study: Study, rates: Mapping[str, float]) -> str:
         "environments' own time and the evaluations "
         f"({evaluation.episodes} episodes every {evaluation.every:,} steps) come on top and are not included."
     )
-    tables = [estimate_cost(study, found, origin) for found, origin in sources]
+    tables = [estimate_cost(study, rates_there, origin) for rates_there, origin in sources]
     parts = [f"# Computing time of the study `{study.name}`", assumptions, *tables]
     if not rates:
         parts += [

@@ -168,9 +168,9 @@ class Evaluate(BaseCallback):
         """Play the episodes, and return their returns and, if the environment reports them, their ways in the same order."""
         ways: list[str | None] = []
 
-        def note_way(found: dict[str, Any], _: dict[str, Any]) -> None:
-            if found["done"] and WAY in found["info"]:
-                ways.append(found["info"][WAY])
+        def note_way(local_names: dict[str, Any], _: dict[str, Any]) -> None:
+            if local_names["done"] and WAY in local_names["info"]:
+                ways.append(local_names["info"][WAY])
 
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.env)

@@ -115,7 +115,7 @@ class Figures:
         :param quantities: what was measured; each gets a row
         :return: the file
         """
-        measured = results.measured
+        measured = results.diagnosed
         envs = [env for env in results.study.environments if any(each.run.env == env for each in measured)]
         rows, columns = len(quantities), len(envs)
         with self._drawing("instruments", rows, columns, (2.6 * columns + 0.8, 1.7 * rows)) as (figure, axes):

@@ -158,7 +158,7 @@ class Results:
                     yield env, label, group
 
     @property
-    def measured(self) -> list[Finished]:
+    def diagnosed(self) -> list[Finished]:
         """Select the finished runs that the instruments measured."""
         return [each for each in self.finished if each.record.get("diagnostics")]
 

@@ -106,9 +106,9 @@ def find_record(
 
     own = folders.record(study.name, run)
     if own.exists():
-        if found := compare(own, adds_runs):
+        if changed := compare(own, adds_runs):
             raise StudyError(
-                f"{own} is of another run than would be made now: {'; '.join(found)}. "
+                f"{own} is of another run than would be made now: {'; '.join(changed)}. "
                 "Delete it to run it again, or give the study another name."
             )
         return own

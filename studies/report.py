@@ -145,11 +145,11 @@ class Report:
             for label in self.labels:
                 for each in (finished := self.results.of(env, label)):
                     first = firsts.setdefault(each.run.algo, each)
-                    if found := differences(finished[0].record, each.record):
-                        yield f"- {self._link(each.run.name, each)}, beside seed {finished[0].run.seed}: {'; '.join(found)}"
+                    if changed := differences(finished[0].record, each.record):
+                        yield f"- {self._link(each.run.name, each)}, beside seed {finished[0].run.seed}: {'; '.join(changed)}"
                     asked = {name for one in (first, each) for name in name_policy_arguments(one.run.hyperparameters)}
-                    if each is finished[0] and (found := differences(first.record, each.record, asked)):
-                        yield f"- {self._link(each.run.name, each)}, beside {first.run.name}, unasked: {'; '.join(found)}"
+                    if each is finished[0] and (changed := differences(first.record, each.record, asked)):
+                        yield f"- {self._link(each.run.name, each)}, beside {first.run.name}, unasked: {'; '.join(changed)}"
 
     def _findings(self) -> str:
         path = self.folder / FINDINGS
@@ -286,7 +286,7 @@ class Report:
             "usual estimate divides by n − 1: for three seeds 0.82 of it). Thin: the single runs. "
             "Mean returns during training (deterministic):"
         )
-        yield self._way_table()
+        yield self._returns_on_the_way()
         yield from self._at_equal_processor_time()
 
     def _ratios(self) -> Iterable[str]:
@@ -296,8 +296,8 @@ class Report:
         for label in self.labels:
             cells = []
             for results in (self.results, replace(self.results, last=LAST)):
-                found = {env: results.ratio(env, label) for env in self.study.environments}
-                ratios = {env: ratio for env, ratio in found.items() if ratio is not None}
+                all_ratios = {env: results.ratio(env, label) for env in self.study.environments}
+                ratios = {env: ratio for env, ratio in all_ratios.items() if ratio is not None}
                 if ratios:
                     least = min(ratios, key=lambda env: ratios[env])
                     n_ahead = sum(ratio > 1 for ratio in ratios.values())
@@ -343,7 +343,7 @@ class Report:
         means = (np.mean([each.final(last=LAST) for each in finished]), np.mean([each.swing(LAST) for each in finished]))
         return [env, label, _number(mean), interval, score, ratio, *(_number(float(mean)) for mean in means), seeds]
 
-    def _way_table(self) -> str:
+    def _returns_on_the_way(self) -> str:
         steps = self.results.finished[0].steps
         indices = self._milestones(steps)
         rows = []
@@ -404,7 +404,7 @@ class Report:
             yield _table(columns, rows)
 
     def _instruments(self) -> Iterable[str]:
-        measured = self.results.measured
+        measured = self.results.diagnosed
         if not measured:
             return
         quantities = [name for name in QUANTITIES if any(len(each.measured(name)[0]) for each in measured)]
