@@ -431,7 +431,10 @@ class CapturedStep(CapturedCalls):
         :param constants: all other values that the step reads on the host
         :return: scalars to log, by name
         """
-        key = (steps_actor, diverged.data_ptr(), _tensors_in_use(optimizers), constants)
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        if self._can_be_captured and not all(group.get("fused") for group in groups):
+            self._give_up("an optimizer is not fused, so that a graph would keep its learning rate")
+        key = (steps_actor, diverged.data_ptr(), _tensors_in_use(optimizers), _options_in_use(groups), constants)
 
         def step(batch: Tensors) -> th.Tensor:
             terms = self.step(batch, steps_actor, diverged)
@@ -492,3 +495,8 @@ def _tensors_in_use(optimizers: Iterable[th.optim.Optimizer]) -> tuple[int, ...]
     """Identify the tensors that a step changes: unfrozen parameters, and states, which loading replaces."""
     parameters = [each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]]
     return (*(id(each) for each in parameters if each.requires_grad), *(id(optimizer.state) for optimizer in optimizers))
+
+
+def _options_in_use(groups: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """List what fused optimizers read on the host: all options but the learning rate, which is on the device."""
+    return tuple(f"{name}={value}" for group in groups for name, value in group.items() if name not in ("params", "lr"))

@@ -107,8 +107,20 @@ def test_replayed_steps_are_the_eager_ones(options, captures):
         lambda model: model.set_parameters(copy.deepcopy(model.get_parameters())),
         lambda model: model.critic.optimizer.load_state_dict(copy.deepcopy(model.critic.optimizer.state_dict())),
         lambda model: setattr(model, "batch_size", 16),
+        lambda model: model.critic.optimizer.param_groups[0].update(weight_decay=0.1),
     ],
-    ids=["w2_coef", "tau", "actor_tau", "target_spread", "guidance", "frozen", "set_parameters", "optimizer", "batch_size"],
+    ids=[
+        "w2_coef",
+        "tau",
+        "actor_tau",
+        "target_spread",
+        "guidance",
+        "frozen",
+        "set_parameters",
+        "optimizer",
+        "batch_size",
+        "weight_decay",
+    ],
 )
 def test_what_the_step_reads_on_the_host_leads_to_another_graph(change, captures):
     ours, theirs = captured_model().learn(70), make_model(compile=False).learn(70)
@@ -119,6 +131,16 @@ def test_what_the_step_reads_on_the_host_leads_to_another_graph(change, captures
         model.learn(20, reset_num_timesteps=False)
     assert captures.n_captured == 4
     assert_same(parameters(ours), parameters(theirs))
+
+
+def test_a_learning_rate_that_is_read_on_the_host_is_not_captured(captures):
+    options = dict(
+        learning_rate=lambda progress: 1e-3 * progress, policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD)
+    )
+    with pytest.warns(UserWarning, match="an optimizer is not fused") as warned:
+        ours = captured_model(**options).learn(90)
+    assert captures.n_captured == 0 and len([each for each in warned if "CUDA graph" in str(each.message)]) == 1
+    assert_same(parameters(ours), parameters(make_model(compile=False, **options).learn(90)))
 
 
 def test_each_guidance_has_graphs_of_its_own():
@@ -166,8 +188,8 @@ def test_a_step_in_which_the_host_waits_is_not_captured(captures, monkeypatch):
         flowrl, "CapturedStep", partial(CapturedStep, capture=captures, watch=lambda: no_watch(["extractor.py:7"] * 2))
     )
     with pytest.warns(UserWarning, match=r"can't be captured in a CUDA graph.*waits for the device at extractor.py:7\. Usual"):
-        model = captured_model(policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD)).learn(80)
-    theirs = make_model(compile=False, policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD)).learn(80)
+        model = captured_model().learn(80)
+    theirs = make_model(compile=False).learn(80)
     assert captures.n_captured == 0
     assert_same(parameters(model), parameters(theirs))
 
