@@ -30,7 +30,7 @@ def test_it_is_typed():
 
 def test_import_brings_nothing_that_stable_baselines3_does_not():
     program = (
-        "import sys, stable_baselines3; before = set(sys.modules); import sb3_flowrl;"
+        "import sys, stable_baselines3; before = set(sys.modules); from sb3_flowrl import FlowRL;"
         "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('sb3_flowrl')))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import shutil
+import subprocess
 import sys
 import time
 import zipfile
@@ -293,14 +295,34 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change, message", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_file_is_an_error_that_says_what_is_wrong_and_takes_no_memory(small, change, message):
-    resource = pytest.importorskip("resource")  # which Windows lacks
+def test_a_hostile_file_is_an_error_that_says_what_is_wrong(small, change, message):
     forge(small, change)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PolicyFileError, match=message) as error:
         load_policy_safe(small)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes, or on macOS bytes
     assert str(small) in str(error.value) and len(str(error.value)) < 1_000
+
+
+def test_a_hostile_file_takes_no_memory(small):
+    pytest.importorskip("resource")  # which Windows lacks
+    paths = []
+    for name in ("large layer", "huge extractor", "huge observation", "huge bounds"):
+        paths.append(str(small.with_stem(name.replace(" ", "_"))))
+        shutil.copyfile(small, paths[-1])
+        forge(paths[-1], HOSTILE[name][0])
+    # In a process of its own, as a peak of memory hides what stays below it
+    program = (
+        "import resource, sys; from sb3_flowrl.export import load_policy_safe\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: load_policy_safe(path)\n"
+        "    except ValueError as error: print(type(error).__name__)\n"
+        "print(peak() - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True).stdout
+    *errors, grown = output.split()
+    assert errors == ["PolicyFileError"] * len(paths)
+    assert int(grown) < 100_000  # kilobytes, or on macOS bytes
 
 
 def test_forging_is_what_those_errors_come_from(small):
