@@ -11,6 +11,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,7 @@ def describe_machine() -> Record:
     )
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

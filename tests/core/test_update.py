@@ -84,7 +84,10 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("part, compile", [*((part, False) for part in FROZEN), ("a layer of the actor", True)])
+@pytest.mark.parametrize(
+    "part, compile",
+    [*((part, False) for part in FROZEN), pytest.param("a layer of the actor", True, marks=pytest.mark.slow)],
+)
 def test_a_part_that_is_frozen_in_mid_training_stands_still_and_the_others_go_on(part, compile, monkeypatch):
     monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
     model = make_model(policy_kwargs=SHARED, compile=compile).learn(60)
@@ -107,7 +110,9 @@ def test_a_frozen_part_learns_on_when_it_is_thawed():
     assert not th.equal(layer.weight, before)
 
 
-@pytest.mark.parametrize("is_in_the_optimizer, compile", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "is_in_the_optimizer, compile", [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
 def test_a_parameter_without_a_part_in_the_loss_is_left_alone(is_in_the_optimizer, compile, monkeypatch):
     monkeypatch.setattr(th, "compile", partial(th.compile, backend="aot_eager"))
     model = make_model(compile=compile)

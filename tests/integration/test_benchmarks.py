@@ -52,7 +52,7 @@ def run_benchmark(folder: Path, script: str, *arguments: str) -> tuple[str, dict
 @pytest.mark.parametrize(
     "script, rows",
     [
-        ("bench_update.py", ["FlowRL float32", "FlowRL bfloat16", "SAC", "TD3", "TQC", "CrossQ", "transcription"]),
+        slow("bench_update.py", ["FlowRL float32", "FlowRL bfloat16", "SAC", "TD3", "TQC", "CrossQ", "transcription"]),
         ("bench_learn.py", ["FlowRL float32", "SAC"]),
         slow(
             "bench_predict.py",

@@ -56,6 +56,6 @@ def test_pendulum(seed):
     model = FlowRL(
         "MlpPolicy", "Pendulum-v1", learning_starts=1_000, policy_kwargs=dict(net_arch=[64, 64]), seed=seed, device="cpu"
     )
-    model.learn(10_000)
+    model.learn(5_000)
     mean, _ = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=20)
     assert mean >= -250

@@ -92,6 +92,7 @@ def test_train_goes_on(trained):
     assert model._n_updates == 300 + 50  # the 100 random first steps come again, as for all of rl_zoo3's algorithms
 
 
+@pytest.mark.slow
 def test_train_in_subprocesses_with_a_file_of_ones_own(trained):
     own = {"Pendulum-v1": dict(n_timesteps=300, policy="MlpPolicy", n_envs=2, learning_starts=100, w2_coef=0.5)}
     own["Pendulum-v1"].update(policy_kwargs="dict(net_arch=[16])", train_freq=1, gradient_steps=-1, normalize=True)
@@ -200,9 +201,7 @@ huggingface_hub.hf_hub_download = download
 """
 
 
-@pytest.mark.parametrize(
-    "command", slow_except(["sb3_flowrl.zoo push_to_hub"], ["rl_zoo3.push_to_hub", "sb3_flowrl.zoo push_to_hub"])
-)
+@pytest.mark.parametrize("command", slow_except([], ["rl_zoo3.push_to_hub", "sb3_flowrl.zoo push_to_hub"]))
 def test_push_to_hub_says_how_to_install_flowrl_and_adds_a_safe_policy(trained, tmp_path, command):
     (tmp_path / "sitecustomize.py").write_text(OFFLINE_HUB)
     search_path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])

@@ -17,6 +17,7 @@ from torch import nn
 from sb3_flowrl import FlowRL, MultiInputPolicy
 from sb3_flowrl.export import __main__ as command
 from sb3_flowrl.export.onnx import export_onnx, largest_difference, sample_observations
+from tests.marks import slow_except
 from tests.persistence.test_safe_policy import MIXED, POLICIES, make_policy, sample
 
 for package in ("onnx", "onnxscript"):
@@ -127,7 +128,7 @@ def test_actions_have_their_shape_and_type_and_stay_inside_bounds_that_round_bad
     assert (actions == space.high).any() and (actions == space.low).any()
 
 
-@pytest.mark.parametrize("options", [[], ["--deterministic"]])
+@pytest.mark.parametrize("options", slow_except([["--deterministic"]], [[], ["--deterministic"]]))
 def test_command(options, path, monkeypatch, capsys):
     model = FlowRL(
         "MultiInputPolicy",
