@@ -42,7 +42,7 @@ class FlowRL(SavableAlgorithm):
 
     The defaults are the paper's equations, with a cheaper Q_β* and V_β* (``delay_behavior``), and three additions: a Q_π
     normalized by batch (see ``FlowActorCriticPolicy``), a faster Adam, and actions that are kept apart (``spread_coef``).
-    ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code exactly.
+    ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
