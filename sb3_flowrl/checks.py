@@ -697,8 +697,15 @@ def check_combination(observation_space: spaces.Space[Any], n_steps: int, optimi
     :param observation_space: the environment's observation space
     :param n_steps: as given to ``FlowRL``
     :param optimize_memory_usage: as given to ``FlowRL``
+    :raises UnsupportedObservationSpaceError: if SB3 can't turn the observations into tensors
     :raises ValueError: if two of them are not supported together
     """
+    for part in observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]:
+        if np.any(getattr(part, "start", 0) != 0):
+            raise UnsupportedObservationSpaceError(
+                f"The numbers of the observation space {observation_space} do not start at 0, so SB3 can't encode them. "
+                "Subtract the start: gymnasium.wrappers.TransformObservation(env, lambda obs: obs - start, Discrete(n))."
+            )
     if isinstance(observation_space, spaces.Dict):
         for name, value, off in (("n_steps", n_steps, 1), ("optimize_memory_usage", optimize_memory_usage, False)):
             if value != off:
@@ -752,6 +759,12 @@ def check_replay_buffer(model: OffPolicyAlgorithm) -> None:
             f"optimize_memory_usage=True needs room for two transitions of each environment, but buffer_size="
             f"{model.buffer_size} with n_envs={model.n_envs} has less. Make it at least {2 * model.n_envs}."
         )
+    handles_timeouts = model.replay_buffer_kwargs.get("handle_timeout_termination", True)
+    if model.optimize_memory_usage and handles_timeouts and model.replay_buffer_class in (None, ReplayBuffer):
+        raise ValueError(
+            "optimize_memory_usage=True can't tell time limits from terminations. Pass "
+            "replay_buffer_kwargs=dict(handle_timeout_termination=False) as well, or leave it at False."
+        )
     buffer_class = model.replay_buffer_class
     if buffer_class is None:
         return
@@ -787,6 +800,22 @@ def check_train_freq(n_envs: int, train_freq: Any) -> None:
         raise ValueError(
             f"train_freq={train_freq} counts episodes, which is only supported with one environment, but "
             f"n_envs={n_envs}. Count steps instead, such as train_freq=(1, 'step')."
+        )
+
+
+def check_loaded_buffer(n_envs: int, replay_buffer: ReplayBuffer | None) -> None:
+    """
+    Check that a replay buffer holds the transitions of as many environments as the model has.
+
+    :param n_envs: number of environments
+    :param replay_buffer: the replay buffer
+    :raises ValueError: if it does not
+    """
+    of_buffer = getattr(replay_buffer, "n_envs", n_envs)
+    if of_buffer != n_envs:
+        raise ValueError(
+            f"The replay buffer holds transitions of {of_buffer} environment(s), but the model has n_envs={n_envs}. Load the "
+            f"model with {of_buffer} environment(s), or without this buffer."
         )
 
 

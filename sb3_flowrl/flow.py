@@ -25,7 +25,8 @@ class FlowNoise(NamedTuple):
 
     They are drawn together, so that the update itself is a deterministic function.
 
-    :ivar path: standard normal, ``(B, A)``: starting points of the paths in the flow-matching loss
+    :ivar path: standard normal, ``(B, A)``: starting points of the paths in the flow-matching loss, and base samples of the
+        second action in the spread's term, which needs only that they are independent of ``action``
     :ivar next_action: standard normal, ``(B, A)``: base samples of the actions in the next states
     :ivar action: standard normal, ``(B, A)``: base samples of the actions that the actor is trained on
     :ivar time: uniform on [0, 1), ``(B, 1)``: position of each sample of the flow-matching loss on its path

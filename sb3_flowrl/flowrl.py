@@ -2,6 +2,7 @@
 FlowRL as a Stable-Baselines3 algorithm.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -17,6 +18,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_flowrl import checks, execution, losses, update
 from sb3_flowrl.buffers import Batch, check_n_steps, float32_buffer, sample_batches
+from sb3_flowrl.checkpoint.episodes import truncate_episodes
 from sb3_flowrl.checkpoint.saving import SavableAlgorithm
 from sb3_flowrl.diagnostics.dry_run import try_out
 from sb3_flowrl.execution import CapturedStep, MaybeCompiled, matmul_precision, resolve_precision, set_learning_rate
@@ -40,8 +42,9 @@ class FlowRL(SavableAlgorithm):
     Paper: https://arxiv.org/abs/2506.12811
     The authors' code: https://github.com/bytedance/FlowRL
 
-    The defaults are the paper's equations, with a cheaper Q_β* and V_β* (``delay_behavior``), and three additions: a Q_π
-    normalized by batch (see ``FlowActorCriticPolicy``), a faster Adam, and actions that are kept apart (``spread_coef``).
+    The defaults are the paper's equations, with a cheaper Q_β* and V_β* (``delay_behavior``), and four additions: a Q_π
+    normalized by batch (see ``FlowActorCriticPolicy``), a faster Adam, actions that are kept apart (``spread_coef``), and an
+    average of the actor for deterministic actions (``actor_tau``). Table D1 to D11 in docs/method.md has what else differs.
     ``sb3_flowrl.paper_arguments`` and ``sb3_flowrl.reference_arguments`` reproduce the paper and the authors' code.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy)
@@ -187,6 +190,8 @@ class FlowRL(SavableAlgorithm):
         self.defaults_version, self.has_sorted_keys = DEFAULTS_VERSION, False
         self._generators_before_step = None
         if _init_setup_model:  # SB3 uses these before `_setup_model`, which checks all others
+            if isinstance(policy, str):
+                checks.check_choice("policy", policy, self.policy_aliases, or_else=", or a policy class")
             used = dict(policy=policy, train_freq=train_freq, stats_window_size=stats_window_size, seed=seed, device=device)
             checks.check_arguments(checks.ALGORITHM_CHECKS, used)
         if env is not None or _init_setup_model:
@@ -205,10 +210,10 @@ class FlowRL(SavableAlgorithm):
             gradient_steps,
             action_noise=action_noise,
             replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
+            replay_buffer_kwargs=copy.copy(replay_buffer_kwargs),  # SB3 adds to it
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
-            policy_kwargs=checks.without_sde(policy_kwargs),
+            policy_kwargs=copy.copy(checks.without_sde(policy_kwargs)),
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
@@ -391,6 +396,16 @@ class FlowRL(SavableAlgorithm):
         for name, column in columns.items():
             self.logger.record(f"train/{name}", sum(column) / len(column))
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment, as in SB3.
+
+        :param env: the environment
+        :param force_reset: whether it is reset before the next training
+        :raises ValueError: if it is no environment, or has other spaces than the model
+        """
+        super().set_env(checks.as_env(env, self.verbose), force_reset)
+
     def learn(
         self: SelfFlowRL,
         total_timesteps: int | float,
@@ -403,15 +418,24 @@ class FlowRL(SavableAlgorithm):
         """
         Return a trained model, as in SB3.
 
-        ``total_timesteps`` may be a whole float such as 1e6. With ``reset_num_timesteps=False`` it may also be 0 or less, as
-        in ``1_000_000 - model.num_timesteps``: then nothing is left to do.
-
-        :raises ValueError: if it is not whole, or ``train_freq`` counts episodes of several environments
+        :param total_timesteps: The number of environment steps to train for; it may be a whole float such as 1e6. With
+            ``reset_num_timesteps=False``, 0 or less (as of ``1_000_000 - model.num_timesteps``) means nothing is left to do
+        :param callback: callback(s) called at every step with state of the algorithm
+        :param log_interval: number of episodes between two lines of the log
+        :param tb_log_name: the name of the run for TensorBoard
+        :param reset_num_timesteps: whether the step counter starts again at 0
+        :param progress_bar: whether to show a progress bar (tqdm and rich)
+        :return: the trained model
+        :raises ValueError: if ``total_timesteps`` is not whole or too small, if the replay buffer does not suit the model, if
+            ``train_freq`` counts episodes of several environments, or if a sample or a loss is not finite
         """
         checks.check_train_freq(self.n_envs, self.train_freq)
+        checks.check_loaded_buffer(self.n_envs, self.replay_buffer)
         checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
         execution.warn_if_emulated(self.precision, self.device)
         self.trained_on_normalized_obs = getattr(self.get_vec_normalize_env(), "norm_obs", False)
+        if isinstance(self.replay_buffer, NStepReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
+            truncate_episodes(self.replay_buffer)  # the environments are reset: no return goes on in the next episode
         n_updates_before = self._n_updates
         super().learn(
             total_timesteps=checks.number_of_steps(total_timesteps, reset_num_timesteps),

@@ -14,6 +14,7 @@ These files differ in four ways. The third applies only to files from before ver
 new models with :data:`DEFAULTS_VERSION`, and builds policies on the space of :func:`policy_space`.
 """
 
+import contextlib
 import inspect
 import io
 import json
@@ -58,17 +59,18 @@ def missing_attributes(saved: dict[str, Any]) -> dict[str, Any]:
     return {**missing, "has_sorted_keys": _has_sorted_keys(saved), "defaults_version": DEFAULTS_VERSION}
 
 
-def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
+def former_objects(saved: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Return the former defaults that a file relies on.
 
     :param saved: the file's attributes, see :func:`read_attributes`
+    :param custom_objects: objects that replace the saved ones, by name
     :return: objects that replace the saved ones, for ``custom_objects`` of SB3's ``load``
     """
     version = _defaults_version(saved)
     if not saved or version == DEFAULTS_VERSION:
         return {}
-    parts = restore_objects(saved, "policy_class", "policy_kwargs")
+    parts = restore_objects(saved, "policy_class", "policy_kwargs", custom_objects=custom_objects)
     if not {"policy_class", "policy_kwargs"} <= parts.keys():  # SB3 reports which one can't be loaded
         return {}
     policy_class, given = parts["policy_class"], parts["policy_kwargs"]
@@ -83,15 +85,20 @@ def former_objects(saved: dict[str, Any]) -> dict[str, Any]:
     return dict(policy_kwargs={**given, **{name: value for name, value in former.items() if given.get(name) is None}})
 
 
-def restore_objects(saved: dict[str, Any], *names: str) -> dict[str, Any]:
+def restore_objects(saved: dict[str, Any], *names: str, custom_objects: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Restore some of a file's attributes to Python objects.
 
     :param saved: the file's attributes, see :func:`read_attributes`
     :param names: names of attributes
+    :param custom_objects: objects that replace the saved ones, by name
     :return: the objects by name, without those that the file does not hold or that can't be loaded
     """
-    return json_to_data(json.dumps({name: saved[name] for name in names if name in saved}))
+    objects: dict[str, Any] = {}
+    for name in names:
+        with contextlib.suppress(ImportError):  # SB3 reports it, if it needs the object
+            objects |= json_to_data(json.dumps({name: saved[name]} if name in saved else {}), custom_objects)
+    return objects
 
 
 def _defaults_version(saved: dict[str, Any]) -> int:

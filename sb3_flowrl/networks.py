@@ -122,7 +122,8 @@ class BoundedActionPolicy(BasePolicy):
         """
         assert isinstance(self.action_space, spaces.Box)  # for mypy
         check_finite_actions(scaled_action, self)
-        return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
+        actions = np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
+        return actions.astype(self.action_space.dtype, copy=False)  # a space of float16 holds nothing wider
 
 
 class FlowActor(BoundedActionPolicy):

@@ -22,7 +22,13 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_flowrl import legacy
-from sb3_flowrl.checks import POLICY_CHECKS, UnsupportedObservationSpaceError, check_arguments
+from sb3_flowrl.checks import (
+    ALGORITHM_CHECKS,
+    POLICY_CHECKS,
+    UnsupportedObservationSpaceError,
+    check_action_space,
+    check_arguments,
+)
 from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
 
 #: Widths of hidden layers, for all networks or by "pi", "qf" and "behavior".
@@ -86,7 +92,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
     :param noise_clip: Bound of the components of the base sample; ``None`` leaves it unbounded. Set by ``FlowRL``.
     :param average_actor: Whether to keep a moving average of the actor, which gives the deterministic actions. Set by
         ``FlowRL``.
-    :raises ValueError: if an argument is not allowed (see ``sb3_flowrl.checks``), or ``critic_layout`` is
+    :raises ValueError: if an argument or a space is not allowed (see ``sb3_flowrl.checks``), or ``critic_layout`` is
         "reference" for fewer than three hidden layers
     """
 
@@ -139,6 +145,12 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
             average_actor=average_actor,
         )
         check_arguments(POLICY_CHECKS, arguments)
+        check_arguments(ALGORITHM_CHECKS, dict(flow_steps=flow_steps, ode_solver=ode_solver, noise_clip=noise_clip))
+        check_action_space(action_space)
+        if isinstance(observation_space, spaces.Dict) and features_extractor_class is FlattenExtractor:
+            raise UnsupportedObservationSpaceError(
+                f"FlattenExtractor, which is MlpPolicy's, can't take {observation_space}. Use MultiInputPolicy with its own extractor."
+            )
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(POLICY_DEFAULTS["optimizer_kwargs"])
 
@@ -163,8 +175,9 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         actor_arch, critic_arch = get_actor_critic_arch(_as_lists(net_arch))
         behavior_arch = list(net_arch["behavior"]) if "behavior" in net_arch else critic_arch  # type: ignore[call-overload]
         actor_activation, critic_activation = _split_activations(activation_fn)
-        for arch in (critic_arch, behavior_arch):
-            _check_critic_layout(critic_layout, arch)
+        if not batch_norm:  # which leaves no layout to choose
+            _check_critic_layout(critic_layout, "qf", critic_arch)
+        _check_critic_layout(critic_layout, "behavior" if "behavior" in net_arch else "qf", behavior_arch)
 
         self.net_arch = net_arch
         self.activation_fn = activation_fn
@@ -415,11 +428,11 @@ def _split_activations(activation_fn: Activation | Mapping[str, Activation]) -> 
     return activation_fn["pi"], activation_fn["qf"]
 
 
-def _check_critic_layout(critic_layout: str, critic_arch: list[int]) -> None:
+def _check_critic_layout(critic_layout: str, key: str, critic_arch: list[int]) -> None:
     if critic_layout == "reference" and len(critic_arch) < 3:
         raise ValueError(
             f"critic_layout='reference' has no activation after its first and its last hidden layer, so with "
-            f"qf={critic_arch} the critics would have none at all. Use three hidden layers or more "
+            f"{key}={critic_arch} the critics would have none at all. Use three hidden layers or more "
             "(the authors' critics have four), or use critic_layout='mlp'."
         )
 
@@ -455,7 +468,7 @@ class CnnPolicy(FlowActorCriticPolicy):
             raise UnsupportedObservationSpaceError(
                 f"CnnPolicy needs images, but the observation space is {observation_space}. An image space is a Box with "
                 "three dimensions, dtype uint8 and bounds 0 and 255 (any dtype and bounds with "
-                "policy_kwargs=dict(normalize_images=False)). Use MlpPolicy for vectors."
+                "policy_kwargs=dict(normalize_images=False)). Use MlpPolicy for vectors, and MultiInputPolicy for a Dict."
             )
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs

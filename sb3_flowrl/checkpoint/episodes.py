@@ -132,7 +132,7 @@ def replay_reset(model: OffPolicyAlgorithm, generators: GeneratorStates | None, 
         first_obs = reset_environments(base)
     except CheckpointError:
         return None
-    return first_obs if generator_states(base) == expected and _equal(first_obs, current_obs) else None
+    return first_obs if _equal(generator_states(base), expected) and _equal(first_obs, current_obs) else None
 
 
 def reset_and_truncate(model: OffPolicyAlgorithm) -> Any:
@@ -231,6 +231,8 @@ def early_resets_allowed(env: VecEnv) -> Iterator[None]:
 
 
 def _equal(ours: Any, theirs: Any) -> bool:
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_equal(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):  # the states of some generators hold arrays
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
     return np.array_equal(ours, theirs)

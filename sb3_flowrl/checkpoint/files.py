@@ -193,6 +193,8 @@ def find_checkpoint(folder: str | Path) -> Path:
                 break
             problems.append(problem)
         else:
+            if (Path(folder) / MANIFEST).is_file():
+                problems.append(f"It is a checkpoint itself: pass its parent folder, {Path(folder).parent}.")
             raise CheckpointError(" ".join([f"There is no complete checkpoint in {folder}.", *problems]))
     raise _removed_too_fast(folder)
 

@@ -76,9 +76,10 @@ def restore_generator_states(env: VecEnv, states: GeneratorStates) -> None:
     base = env.unwrapped
     for index, state in enumerate(states):
         if isinstance(base, DummyVecEnv):
-            # In place, because parts of the environment may share the generator
-            base.envs[index].unwrapped.np_random.bit_generator.state = state
-        else:
-            bit_generator = getattr(np.random, state["bit_generator"])()
-            bit_generator.state = state
-            base.set_attr("np_random", np.random.Generator(bit_generator), indices=index)
+            own = base.envs[index].unwrapped.np_random.bit_generator
+            if type(own).__name__ == state["bit_generator"]:  # in place, because parts of the environment may share it
+                own.state = state
+                continue
+        bit_generator = getattr(np.random, state["bit_generator"])()
+        bit_generator.state = state
+        base.set_attr("np_random", np.random.Generator(bit_generator), indices=index)

@@ -55,6 +55,9 @@ class Identity:
     #: Whether ``ResumableCheckpointCallback`` has truncated unfinished episodes to save a checkpoint.
     has_cut_episodes: bool = False
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Identity":
+        return Identity(has_cut_episodes=self.has_cut_episodes)  # the run of a copied model is another run
+
 
 def identity_of(model: OffPolicyAlgorithm) -> Identity:
     """

@@ -18,6 +18,8 @@ from sb3_flowrl.checkpoint.episodes import restore_episode_start, save_episode_s
 from sb3_flowrl.checkpoint.files import (
     CheckpointError,
     FileWriter,
+    check_writable,
+    lock_folder,
     read_manifest,
     read_newest,
     resolve_folder,
@@ -54,15 +56,18 @@ def save_run(model: OffPolicyAlgorithm, folder: str | Path, keep: int, before_st
     except run_identity.OtherRunError as error:
         warnings.warn(f"{error} The checkpoints of both runs stay. Loading takes the newest one of all.")
     identity = run_identity.identity_of(model)
-    state = dict(save_episode_start(model, before_step), has_cut_episodes=identity.has_cut_episodes)
-    # In memory first: the networks are small, and a full disk is then reported as the OSError that it is
-    networks = pickling.save_model(model)
-    files: dict[str, FileWriter] = {
-        "model.zip": lambda file: file.write(networks),
-        "replay_buffer.pkl": lambda file: dump_replay_buffer(model.replay_buffer, file),  # type: ignore[arg-type]
-        "run_state.pkl": lambda file: pickling.dump(state, file),
-    }
-    return write_checkpoint(folder, model.num_timesteps, files, keep, run_identity.describe_run(model))
+    check_writable(folder)
+    # What can fail comes before the episodes are touched; a disk that fills up at this moment still fails after that
+    with lock_folder(resolve_folder(folder)):
+        state = dict(save_episode_start(model, before_step), has_cut_episodes=identity.has_cut_episodes)
+        # In memory first: the networks are small, and a full disk is then reported as the OSError that it is
+        networks = pickling.save_model(model)
+        files: dict[str, FileWriter] = {
+            "model.zip": lambda file: file.write(networks),
+            "replay_buffer.pkl": lambda file: dump_replay_buffer(model.replay_buffer, file),  # type: ignore[arg-type]
+            "run_state.pkl": lambda file: pickling.dump(state, file),
+        }
+        return write_checkpoint(folder, model.num_timesteps, files, keep, run_identity.describe_run(model))
 
 
 def load_newest_run(

@@ -2,7 +2,6 @@
 Saving and loading FlowRL: SB3's zip files, exact checkpoints of a run, and files for inference without pickles.
 """
 
-import inspect
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_flowrl import legacy
 from sb3_flowrl.checkpoint.random_states import GeneratorStates, generator_states
+from sb3_flowrl.checkpoint.run_identity import argument_names
 from sb3_flowrl.checkpoint.run_state import load_newest_run, save_run
-from sb3_flowrl.checks import as_env, check_keywords
+from sb3_flowrl.checks import ALGORITHM_CHECKS, as_env, check_arguments, check_keywords, without_sde
 from sb3_flowrl.execution import CapturedStep, as_saved
 from sb3_flowrl.export.safe_policy import load_policy_safe, save_policy_safe
 from sb3_flowrl.networks import FlowActor
@@ -52,13 +52,15 @@ def _read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     return saved
 
 
-def _choose_buffer_again(saved: dict[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _choose_buffer_again(
+    saved: dict[str, Any], kwargs: Mapping[str, Any], custom_objects: dict[str, Any] | None
+) -> dict[str, Any]:
     """Let SB3 choose the replay buffer anew if its own choice does not suit new values of n_steps or gamma."""
     names = ("replay_buffer_class", "replay_buffer_kwargs")
     has_n_steps = saved.get("n_steps", 1) > 1
     if not ("n_steps" in kwargs or (has_n_steps and "gamma" in kwargs)) or not kwargs.keys().isdisjoint(names):
         return {}
-    parts = legacy.restore_objects(saved, *names)
+    parts = legacy.restore_objects(saved, *names, custom_objects=custom_objects)
     if parts.get("replay_buffer_class") not in (ReplayBuffer, NStepReplayBuffer):
         return {}
     buffer_kwargs = {
@@ -104,24 +106,28 @@ class SavableAlgorithm(OffPolicyAlgorithm):
         :return: the model
         :raises TypeError: for a keyword that is neither, or ``custom_objects`` that are not a dict
         :raises FileNotFoundError: if there is no such file
-        :raises ValueError: if another algorithm saved the file
+        :raises ValueError: if another algorithm saved the file, if ``policy_kwargs`` differ from the file's, or for
+            a ``spread_coef`` that is learned in only one of the file and the arguments
         """
         if not isinstance(custom_objects, Mapping | None):
             raise TypeError(f"custom_objects={custom_objects!r} must be a dict of objects by name, or None.")
-        if isinstance(env, str):
+        if env is not None:
             env = as_env(env, verbose=0)
+        if "policy_kwargs" in kwargs:
+            kwargs["policy_kwargs"] = without_sde(kwargs["policy_kwargs"])
         saved = _read_attributes(path)
         if kwargs:
             cls._check_keywords_of_load(kwargs, saved)
         if "stats_window_size" in kwargs:  # the one argument whose attribute has another name
+            check_arguments(ALGORITHM_CHECKS, {"stats_window_size": kwargs["stats_window_size"]})
             kwargs["_stats_window_size"] = kwargs.pop("stats_window_size")
-        kwargs = {**legacy.missing_attributes(saved), **_choose_buffer_again(saved, kwargs), **kwargs}
-        custom_objects = {**legacy.former_objects(saved), **(custom_objects or {})}
+        kwargs = {**legacy.missing_attributes(saved), **_choose_buffer_again(saved, kwargs, custom_objects), **kwargs}
+        custom_objects = {**legacy.former_objects(saved, custom_objects), **(custom_objects or {})}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     @classmethod
     def _check_keywords_of_load(cls, kwargs: dict[str, Any], saved: dict[str, Any]) -> None:
-        arguments = inspect.signature(cls.__init__).parameters
+        arguments = argument_names(cls)
         blank = cls(policy=FlowActorCriticPolicy, env=None, _init_setup_model=False)  # type: ignore[call-arg, arg-type]
         known = {*arguments, *vars(blank), *blank._excluded_save_params(), *saved}
         check_keywords(f"{cls.__name__}.load", kwargs, known)
@@ -252,6 +258,12 @@ class SavableAlgorithm(OffPolicyAlgorithm):
             )
         params = legacy.stacked_parameters(self.policy, params)
         super().set_parameters(params, exact_match=exact_match, device=device)
+        if (
+            "actor" in params
+            and self.policy.averaged_actor is not None
+            and params.keys().isdisjoint({"policy", "averaged_actor"})
+        ):
+            self.policy.averaged_actor.load_state_dict(self.policy.actor.state_dict())  # which `predict` plays
         self._captured_step.reset()  # the optimizers' states are in other tensors now
 
     def _excluded_save_params(self) -> list[str]:

@@ -59,6 +59,7 @@ def copy_of(model: "FlowRL") -> "FlowRL":
     """
     copied = copy.copy(model)
     copied.policy, copied.compile = copy.deepcopy(model.policy), False
+    copied.guidance = copy.deepcopy(model.guidance)  # a class of the user's own may keep a state
     copied._create_aliases()
     copied._setup_spread_coef()
     for ours, theirs in zip(model._optimizers(), copied._optimizers(), strict=True):
@@ -77,7 +78,8 @@ def check_action_noise(model: "FlowRL") -> None:
     if model.action_noise is None:
         return
     noise, n_envs, shape = copy.deepcopy(model.action_noise), model.n_envs, model.action_space.shape
-    if n_envs > 1 and not isinstance(noise, VectorizedActionNoise):
+    is_vector = isinstance(noise, VectorizedActionNoise)
+    if n_envs > 1 and not is_vector:
         noise = VectorizedActionNoise(noise, n_envs)  # as SB3 does
     try:
         drawn = noise()
@@ -89,9 +91,12 @@ def check_action_noise(model: "FlowRL") -> None:
     except (ValueError, TypeError):  # NumPy can't add them
         fits = False
     if not fits:
+        remedy = (
+            "Pass the noise of one environment: it is repeated" if is_vector else f"Give it mean and sigma of shape {shape}"
+        )
         raise ValueError(
             f"action_noise={model.action_noise} has the shape {np.shape(drawn)}, which can't be added to the actions of "
-            f"{n_envs} environment(s) of shape {shape}. Give it mean and sigma of shape {shape}."
+            f"{n_envs} environment(s) of shape {shape}. {remedy}."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers.vector import DictInfoToList
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -26,7 +26,8 @@ class GymnasiumVecEnv(VecEnv):
         model = FlowRL("MlpPolicy", VecMonitor(env), gradient_steps=-1)
 
     :param env: the environment, such as ``gymnasium.make_vec`` returns
-    :raises ValueError: if it resets environments at their next step and can't be asked to do it at once
+    :raises ValueError: if it resets environments at their next step and can't be asked to do it at once, or if gymnasium's
+        ``RecordEpisodeStatistics`` would count wrongly
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]):
@@ -38,6 +39,12 @@ class GymnasiumVecEnv(VecEnv):
                 "as a step of the task. Make it with autoreset_mode=AutoresetMode.SAME_STEP, or, if it is made by "
                 "gymnasium.make_vec, with vectorization_mode='sync'."
             )
+        if self._mode is not AutoresetMode.SAME_STEP and _has_wrapper(env, RecordEpisodeStatistics):
+            # At the reset of some environments it forgets the returns of all
+            raise ValueError(
+                f"RecordEpisodeStatistics counts wrongly with {self._mode}. Leave it out, and wrap this environment in "
+                "stable_baselines3.common.vec_env.VecMonitor. Or use autoreset_mode=AutoresetMode.SAME_STEP."
+            )
         self.env = DictInfoToList(env)
         self._actions: np.ndarray | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -47,7 +54,10 @@ class GymnasiumVecEnv(VecEnv):
         Start a new episode in all environments.
 
         :return: the observations
+        :raises ValueError: if ``set_options`` was given other options for each environment
         """
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError(f"options={self._options} differ, but gymnasium takes the same options for all environments.")
         observations, self.reset_infos = self.env.reset(seed=self._seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self._reset_seeds()
         self._reset_options()
@@ -169,6 +179,10 @@ def _pick(observations: VecEnvObs, index: int) -> Any:
     if isinstance(observations, dict):
         return {key: value[index].copy() for key, value in observations.items()}
     return observations[index].copy()  # type: ignore[union-attr]
+
+
+def _has_wrapper(env: Any, wrapper_class: type) -> bool:
+    return isinstance(env, wrapper_class) or (hasattr(env, "env") and _has_wrapper(env.env, wrapper_class))
 
 
 def _copy(observations: VecEnvObs) -> VecEnvObs:

@@ -17,7 +17,10 @@ def main() -> None:
     """
     Run the command.
     """
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     command = sys.argv.pop(1)
     zoo.register()

@@ -179,3 +179,9 @@ def test_presets_say_whether_there_is_one():
     for arguments in (paper_arguments(6), reference_arguments(), v0_1_arguments()):
         assert arguments["actor_tau"] is None
     assert make_model().actor_tau == 0.01
+
+
+def test_parameters_of_the_actor_alone_are_played():
+    model, other = make_model(), make_model(seed=1)
+    model.set_parameters({"actor": other.actor.state_dict()}, exact_match=False)
+    assert_same(model.averaged_actor.state_dict(), other.actor.state_dict())

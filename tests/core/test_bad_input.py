@@ -11,7 +11,7 @@ from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.sac.policies import SACPolicy
 
 import sb3_flowrl.envs  # noqa: F401  # registers its ids
-from sb3_flowrl import FlowRL, RecencyReplayBuffer
+from sb3_flowrl import FlowRL, MlpPolicy, RecencyReplayBuffer
 from tests.models import StepCountingEnv, make_model, parameters
 
 
@@ -254,3 +254,47 @@ def test_data_that_is_not_finite_never_reaches_the_networks(tensor, value):
     assert model._n_updates == n_updates
     for name, parameter in parameters(model).items():
         assert th.equal(parameter, before[name]), name
+
+
+def test_a_policy_that_does_not_exist_is_told_the_names_of_those_that_do():
+    with pytest.raises(
+        ValueError, match="policy='Mlp' is unknown; choose one of 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy', or"
+    ):
+        FlowRL("Mlp", "Pendulum-v1")
+
+
+def test_memory_is_not_saved_at_the_cost_of_time_limits_unasked():
+    with pytest.raises(ValueError, match=r"replay_buffer_kwargs=dict\(handle_timeout_termination=False\)"):
+        FlowRL("MlpPolicy", "Pendulum-v1", optimize_memory_usage=True)
+
+
+@pytest.mark.parametrize("policy", [MlpPolicy, "MlpPolicy"])
+def test_a_policy_for_vectors_refuses_dicts(policy):
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        FlowRL(policy, SimpleMultiObsEnv(discrete_actions=False))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(ode_solver="heun"), "ode_solver='heun' is unknown"),
+        (dict(flow_steps=0), "flow_steps=0 must be"),
+        (dict(noise_clip=-1), "noise_clip=-1 must be"),
+        (dict(action_space=spaces.Discrete(3)), r"Discrete\(3\)"),
+        (dict(critic_layout="reference", net_arch=dict(pi=[8], qf=[8] * 4, behavior=[8, 8])), r"with behavior=\[8, 8\]"),
+    ],
+)
+def test_a_policy_alone_checks_its_arguments(arguments, message):
+    spaces_of = dict(observation_space=spaces.Box(-1, 1, (3,)), action_space=spaces.Box(-1, 1, (2,)))
+    with pytest.raises(ValueError, match=message):
+        MlpPolicy(**{**spaces_of, **arguments}, lr_schedule=lambda _: 1e-3)
+
+
+def test_the_dicts_of_the_user_stay_as_they_are():
+    replay_buffer_kwargs: dict = {}
+    policy_kwargs = dict(net_arch=[8])
+    model = FlowRL(
+        "MlpPolicy", "Pendulum-v1", n_steps=3, replay_buffer_kwargs=replay_buffer_kwargs, policy_kwargs=policy_kwargs
+    )
+    policy_kwargs["net_arch"] = [16]
+    assert replay_buffer_kwargs == {} and model.policy_kwargs["net_arch"] == [8]

@@ -81,6 +81,25 @@ def test_noise_for_several_environments_is_checked_for_all_of_them():
         make_model(env=env, action_noise=noise)
     with pytest.raises(ValueError, match=r"shape \(3, 1\).*actions of 2 environment"):
         make_model(env=env, action_noise=VectorizedActionNoise(one, 3))
+    with pytest.raises(ValueError, match="Pass the noise of one environment: it is repeated"):
+        make_model(env=env, action_noise=VectorizedActionNoise(one, 3))
+
+
+class CountingGuidance:
+    """A guidance that remembers its calls."""
+
+    calls = 0
+
+    def __call__(self, q_behavior, q_policy, w2_coef):
+        self.calls += 1
+        return th.ones_like(q_policy)
+
+
+def test_a_guidance_with_a_state_does_not_see_it():
+    model = make_model(guidance=CountingGuidance())
+    assert model.guidance.calls == 0
+    model.learn(60)
+    assert model.guidance.calls > 0
 
 
 @pytest.mark.parametrize("dtype", [th.bool, th.float64, th.int64])

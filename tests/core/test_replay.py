@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -9,7 +10,7 @@ from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 
 from sb3_flowrl import FlowRL, RecencyReplayBuffer, buffers
-from tests.models import batches_of, make_model, trained_model
+from tests.models import StepCountingEnv, batches_of, make_model, trained_model
 
 CPU = th.device("cpu")
 
@@ -154,3 +155,12 @@ def test_a_buffer_that_returns_no_sample_is_told_what_is_wrong(change, message):
     model = make_model(replay_buffer_class=Odd, replay_buffer_kwargs=dict(change=change))
     with pytest.raises(ValueError, match=rf"Odd.sample\(\) .*{message}"):
         model.learn(60)
+
+
+def test_n_step_returns_do_not_go_on_in_the_episode_that_a_second_call_of_learn_begins():
+    model = make_model(env=StepCountingEnv(terminates=False, length=1_000), n_steps=3, gamma=1.0).learn(30)
+    model.learn(30)
+    buffer = model.replay_buffer
+    buffer.rewards[:30], buffer.rewards[30:60] = 1, 100
+    sample = buffer._get_samples(np.array([27, 28, 29, 30]))
+    assert sample.rewards.ravel().tolist() == [3, 2, 1, 300]

@@ -22,6 +22,7 @@ from torch import nn
 
 from sb3_flowrl import FlowRL, MultiInputPolicy
 from sb3_flowrl.buffers import float32_space
+from sb3_flowrl.checks import UnsupportedObservationSpaceError
 from sb3_flowrl.export.safe_policy import load_policy_safe
 from tests.models import assert_same, parameters
 
@@ -240,3 +241,23 @@ def test_the_float32_space_keeps_the_order_of_keys():
     space = float32_space(unsorted_space())
     assert isinstance(space, spaces.Dict) and list(space.spaces) == ["z", "a", "m"]
     assert space["z"].dtype == np.float32 and space["m"] == spaces.Discrete(3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_actions_have_the_type_of_their_space(dtype):
+    env = SpaceEnv(spaces.Box(-1, 1, (3,)))
+    env.action_space = spaces.Box(-0.7, 0.3, (2,), dtype)
+    model = FlowRL("MlpPolicy", env, policy_kwargs=dict(net_arch=[8]), **SMALL).learn(20)
+    for deterministic in (True, False):
+        action, _ = model.predict(np.zeros(3, np.float32), deterministic=deterministic)
+        assert action.dtype == dtype and env.action_space.contains(action)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Discrete(5, start=3), spaces.Dict(a=spaces.Discrete(50, start=1)), spaces.MultiDiscrete([2, 3], start=[0, 1])],
+)
+def test_numbers_that_do_not_start_at_0_are_refused(space):
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    with pytest.raises(UnsupportedObservationSpaceError, match=r"do not start at 0.*Subtract the start"):
+        FlowRL(policy, SpaceEnv(space))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -86,12 +86,28 @@ def test_an_environment_that_reuses_its_arrays_does_not_change_past_observations
     assert_equal(transitions(ours), transitions(DummyVecEnv([Counter] * 2)))
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_results_of_episodes_reach_sb3s_log(mode):
-    env = GymnasiumVecEnv(RecordEpisodeStatistics(SyncVectorEnv([Counter] * 2, autoreset_mode=mode)))
-    model = FlowRL("MlpPolicy", env, learning_starts=100, policy_kwargs=dict(net_arch=[8]))
+def test_results_of_episodes_reach_sb3s_log():
+    env = SyncVectorEnv([Counter] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    model = FlowRL("MlpPolicy", GymnasiumVecEnv(RecordEpisodeStatistics(env)), learning_starts=100)
     model.learn(60)
     assert len(model.ep_info_buffer) > 5
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_gymnasiums_statistics_are_refused_where_they_would_be_wrong(mode):
+    counted = RecordEpisodeStatistics(SyncVectorEnv([Counter] * 2, autoreset_mode=mode))
+    for env in (counted, DictInfoToList(counted)):
+        with pytest.raises(ValueError, match=r"RecordEpisodeStatistics counts wrongly with .*VecMonitor.*SAME_STEP"):
+            GymnasiumVecEnv(env)
+
+
+def test_options_that_differ_are_refused():
+    env = GymnasiumVecEnv(SyncVectorEnv([Counter] * 2))
+    env.set_options({"a": 1})
+    env.reset()
+    env.set_options([{"a": 1}, {"a": 2}])
+    with pytest.raises(ValueError, match=r"options=\[\{'a': 1\}, \{'a': 2\}\] differ"):
+        env.reset()
 
 
 def test_flowrl_learns_the_same_as_in_a_dummy_vec_env():

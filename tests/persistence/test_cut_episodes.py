@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_flowrl import FlowRL, ResumableCheckpointCallback
 from sb3_flowrl.checkpoint import random_states
-from sb3_flowrl.checkpoint.files import list_checkpoints
+from sb3_flowrl.checkpoint.files import CheckpointError, list_checkpoints
 from tests.persistence.runs import (
     DriftEnv,
     assert_same_run,
@@ -137,3 +137,33 @@ def test_an_environment_that_refuses_early_resets_is_trained_without_checkpoints
     assert (ends % length == 0).all()  # no episode was cut
     returns = [np.sum(each) for each in env.env_method("get_episode_rewards")]
     np.testing.assert_allclose(returns, model.replay_buffer.rewards[: ends[-1]].sum(axis=0), rtol=1e-4)
+
+
+def test_a_checkpoint_that_can_not_be_written_cuts_no_episode(tmp_path):
+    model = make_model(drift_envs(1, lengths=(1_000, 1_000))).learn(40)
+    before = run_fingerprint(model)
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="No checkpoint can be written"):
+            model.save_checkpoint(tmp_path / "file")
+    assert run_fingerprint(model)["observations"] == before["observations"]
+    assert not model.replay_buffer.timeouts.any()
+
+
+class OtherGeneratorEnv(DriftEnv):
+    """Its generator's state holds arrays."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.np_random = np.random.Generator(np.random.Philox(seed))
+        return super().reset(options=options)
+
+
+def test_environments_with_other_generators_have_checkpoints(tmp_path):
+    def run(total: int, folder) -> FlowRL:
+        env = DummyVecEnv([OtherGeneratorEnv])
+        model = FlowRL.load_checkpoint(folder, env) if list_checkpoints(folder) else make_model(env)
+        return model.learn(total - model.num_timesteps, ResumableCheckpointCallback(folder, 20), reset_num_timesteps=False)
+
+    run(40, tmp_path / "stopped")
+    assert_same_run(run_fingerprint(run(80, tmp_path / "stopped")), run_fingerprint(run(80, tmp_path / "unstopped")))

@@ -1,5 +1,6 @@
 """Runs don't get mixed up: a folder is one run's, which goes on with the arguments that it was begun with."""
 
+import copy
 import subprocess
 import sys
 
@@ -90,6 +91,16 @@ def test_saving_to_the_folder_of_another_run_deletes_none_of_its_checkpoints(tmp
         for model in [make_model(drift_envs(1))] * 3:
             model.save_checkpoint(tmp_path, keep=1)
     assert names(tmp_path)[:-1] == before
+
+
+def test_a_copy_of_a_model_is_another_run(tmp_path):
+    model = make_model(drift_envs(1)).learn(20)
+    first = model.save_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="holds the checkpoints of another run"):
+        copy.deepcopy(model).save_checkpoint(tmp_path, keep=1)
+    assert first.exists()
+    with pytest.raises(CheckpointError, match=f"It is a checkpoint itself: pass its parent folder, {tmp_path}"):
+        FlowRL.load_checkpoint(first, drift_envs(1))
 
 
 def test_a_model_that_was_loaded_from_a_file_is_not_the_run_that_saved_it(tmp_path):

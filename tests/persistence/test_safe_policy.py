@@ -16,7 +16,6 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -490,13 +489,6 @@ def test_observations_that_the_extractor_can_not_take_are_refused_before_anythin
     with pytest.raises(PolicyFileError, match=message):
         load_policy_safe(small)
     assert time.process_time() - start < 2.0
-
-
-def test_a_policy_whose_extractor_can_not_take_its_observations_is_not_saved(path):
-    policy = make_policy(MIXED, policy_class=MultiInputPolicy, features_extractor_class=FlattenExtractor)
-    with pytest.raises(ValueError, match=r"FlattenExtractor does not take observations of Dict.* Use CombinedExtractor"):
-        save_policy_safe(policy, path)
-    assert not path.exists()
 
 
 def test_what_can_not_be_written_names_the_file_and_not_a_temporary_one(path, monkeypatch):

@@ -1,7 +1,12 @@
 """Models that are saved, loaded and given other parameters."""
 
+import base64
+import json
+import shutil
 import zipfile
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -12,10 +17,12 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_flowrl import FlowRL, NStepRecencyReplayBuffer
+from sb3_flowrl import FlowRL, MlpPolicy, NStepRecencyReplayBuffer
 from sb3_flowrl.export.loading import load_to_predict
 from tests.golden import NETWORKS
 from tests.models import SMALL, assert_same, make_model, moments, parameters, trained_model
+
+OLD_MODEL = Path(__file__).parents[1] / "data" / "v0_1" / "model.zip"
 
 
 def test_save_and_load_restore_all_networks_and_optimizers(tmp_path):
@@ -186,3 +193,69 @@ def test_discounts_of_the_replay_buffer_have_to_be_the_models(tmp_path):
     for of_buffer in ({}, dict(replay_buffer_kwargs=dict(n_steps=3, gamma=0.5))):
         again = FlowRL.load(tmp_path / "model", gamma=0.5, **of_buffer)
         assert (again.replay_buffer.n_steps, again.replay_buffer.gamma) == (3, 0.5)
+
+
+def test_objects_that_can_not_be_loaded_are_replaced_by_those_that_are_passed(tmp_path):
+    trained_model().save(tmp_path / "model")
+    _rename_module(tmp_path / "model.zip", "policy_class", "gone_package")
+    _rename_module(tmp_path / "model.zip", "replay_buffer_class", "gone_package")
+    for changes in ({}, dict(n_steps=3)):
+        custom_objects = dict(policy_class=MlpPolicy, replay_buffer_class=None)
+        loaded = FlowRL.load(tmp_path / "model", "Pendulum-v1", custom_objects=custom_objects, **changes)
+        assert loaded.policy_class is MlpPolicy and loaded.n_steps == changes.get("n_steps", 1)
+
+
+def test_an_old_file_is_loaded_with_another_policy_class(tmp_path):
+    shutil.copy(OLD_MODEL, tmp_path / "model.zip")
+    expected = FlowRL.load(tmp_path / "model.zip")
+    _rename_module(tmp_path / "model.zip", "policy_class", "gone_package")
+    with pytest.raises(ImportError, match="gone_package"):
+        FlowRL.load(tmp_path / "model.zip")
+    loaded = FlowRL.load(tmp_path / "model.zip", custom_objects=dict(policy_class=type(expected.policy)))
+    assert_same(parameters(loaded), parameters(expected))
+
+
+def _rename_module(path, name: str, module: str) -> None:
+    """Let a class in a model's file be of a module that does not exist, as after a package has gone."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {each: archive.read(each) for each in archive.namelist()}
+    data = json.loads(contents["data"])
+    data[name][":serialized:"] = base64.b64encode(f"c{module}\nAnything\n.".encode()).decode()
+    contents["data"] = json.dumps(data).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, content in contents.items():
+            archive.writestr(each, content)
+
+
+class Derived(FlowRL):
+    """Passes its arguments on."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+def test_arguments_whose_attributes_have_other_names_are_loaded_and_checked(tmp_path):
+    policy_kwargs = dict(net_arch=[16], use_sde=False)
+    Derived("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs).save(tmp_path / "model")
+    loaded = Derived.load(tmp_path / "model", stats_window_size=5, policy_kwargs=policy_kwargs)
+    assert loaded._stats_window_size == 5
+    with pytest.raises(ValueError, match="stats_window_size='a' must be an int of at least 1"):
+        Derived.load(tmp_path / "model", stats_window_size="a")
+
+
+def test_environments_that_are_no_environments_of_sb3_are_named_wherever_they_are_passed(tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model")
+    vector = gym.make_vec("Pendulum-v1", num_envs=2, vectorization_mode="sync")
+    for pass_on in (model.set_env, lambda env: FlowRL.load(tmp_path / "model", env)):
+        with pytest.raises(ValueError, match="GymnasiumVecEnv"):
+            pass_on(vector)
+    model.set_env(gym.make("Pendulum-v1"))
+
+
+def test_a_replay_buffer_of_another_number_of_environments_is_refused(tmp_path):
+    trained_model().save_replay_buffer(tmp_path / "buffer")
+    model = make_model(env=make_vec_env("Pendulum-v1", n_envs=2))
+    model.load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"transitions of 1 environment\(s\), but the model has n_envs=2"):
+        model.learn(10)
