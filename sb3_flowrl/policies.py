@@ -149,7 +149,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         check_action_space(action_space)
         if isinstance(observation_space, spaces.Dict) and features_extractor_class is FlattenExtractor:
             raise UnsupportedObservationSpaceError(
-                f"FlattenExtractor, which is MlpPolicy's, can't take {observation_space}. Use MultiInputPolicy with its own extractor."
+                f"FlattenExtractor, which is MlpPolicy's, can't take {observation_space}. Use MultiInputPolicy with its own."
             )
         if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             optimizer_kwargs = dict(POLICY_DEFAULTS["optimizer_kwargs"])
