@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path
     model = make_model()
     with pytest.raises(CheckpointError, match=r"No checkpoint can be written to .*file.*: Not a directory|File exists"):
         model.learn(60, callback=ResumableCheckpointCallback(tmp_path / "file", 20))
-    with pytest.raises(CheckpointError, match="The checkpoint of step 0 could not be written"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint can be written to .*file.below: Not a directory"):
         model.save_checkpoint(tmp_path / "file" / "below")
     assert model.num_timesteps == 0
 
