@@ -3,7 +3,7 @@ The networks of FlowRL: the flow actor, the twin critics and the state value.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,6 +21,8 @@ from sb3_flowrl.checks import check_finite_actions
 from sb3_flowrl.flow import integrate, squash, truncate_noise
 from sb3_flowrl.stacked import Linear, StackedMLP
 
+#: A class such as nn.ReLU, or a function that creates a module.
+Activation = Callable[[], nn.Module]
 #: Constants of CrossQ's batch normalization (Bhatt et al., ICLR 2024, and sb3_contrib).
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPS = 0.01, 1e-3
 
@@ -45,7 +47,7 @@ def create_normed_mlp(
     input_dim: int,
     output_dim: int,
     net_arch: list[int],
-    activation_fn: type[nn.Module],
+    activation_fn: Activation,
     layer_norm: bool = True,
     linear_ends: bool = False,
     batch_norm: bool = False,
@@ -84,7 +86,7 @@ def create_normed_mlp(
     return nn.Sequential(*layers)
 
 
-def _make_activation(activation_fn: type[nn.Module], width: int) -> nn.Module:
+def _make_activation(activation_fn: Activation, width: int) -> nn.Module:
     try:
         activation = activation_fn()
         with th.no_grad(), th.random.fork_rng(devices=[]):
@@ -154,7 +156,7 @@ class FlowActor(BoundedActionPolicy):
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
-        activation_fn: type[nn.Module] = nn.ELU,
+        activation_fn: Activation = nn.ELU,
         layer_norm: bool = True,
         normalize_images: bool = True,
         flow_steps: int = 1,
@@ -309,7 +311,7 @@ class _ValueModel(BaseModel):
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
-        activation_fn: type[nn.Module] = nn.GELU,
+        activation_fn: Activation = nn.GELU,
         layer_norm: bool = True,
         critic_layout: str = "mlp",
         normalize_images: bool = True,

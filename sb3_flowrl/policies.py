@@ -3,7 +3,7 @@ The policy of FlowRL, which holds its networks and their optimizers.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -29,12 +29,10 @@ from sb3_flowrl.checks import (
     check_action_space,
     check_arguments,
 )
-from sb3_flowrl.networks import BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
+from sb3_flowrl.networks import Activation, BoundedActionPolicy, FlowActor, FlowCritic, FlowValue, float32_by_default
 
 #: Widths of hidden layers, for all networks or by "pi", "qf" and "behavior".
 NetArch = Sequence[int] | Mapping[str, Sequence[int]]
-#: A class such as nn.ReLU, or a function that creates a module.
-Activation = Callable[[], nn.Module]
 
 #: Values of the policy's arguments where ``None`` is passed; ``optimizer_kwargs`` are for Adam and AdamW only.
 POLICY_DEFAULTS: dict[str, Any] = dict(
