@@ -759,11 +759,11 @@ def check_replay_buffer(model: OffPolicyAlgorithm) -> None:
             f"optimize_memory_usage=True needs room for two transitions of each environment, but buffer_size="
             f"{model.buffer_size} with n_envs={model.n_envs} has less. Make it at least {2 * model.n_envs}."
         )
-    handles_timeouts = model.replay_buffer_kwargs.get("handle_timeout_termination", True)
+    handles_timeouts = (model.replay_buffer_kwargs or {}).get("handle_timeout_termination", True)
     if model.optimize_memory_usage and handles_timeouts and model.replay_buffer_class in (None, ReplayBuffer):
         raise ValueError(
             "optimize_memory_usage=True can't tell time limits from terminations. Pass "
-            "replay_buffer_kwargs=dict(handle_timeout_termination=False) as well, or leave it at False."
+            "replay_buffer_kwargs=dict(handle_timeout_termination=False) as well, or leave optimize_memory_usage at False."
         )
     buffer_class = model.replay_buffer_class
     if buffer_class is None:

@@ -429,6 +429,7 @@ class FlowRL(SavableAlgorithm):
         :raises ValueError: if ``total_timesteps`` is not whole or too small, if the replay buffer does not suit the model, if
             ``train_freq`` counts episodes of several environments, or if a sample or a loss is not finite
         """
+        total_timesteps = checks.number_of_steps(total_timesteps, reset_num_timesteps)
         checks.check_train_freq(self.n_envs, self.train_freq)
         checks.check_loaded_buffer(self.n_envs, self.replay_buffer)
         checks.check_returns(self.gamma, self.n_steps, self.replay_buffer)
@@ -438,7 +439,7 @@ class FlowRL(SavableAlgorithm):
             truncate_episodes(self.replay_buffer)  # the environments are reset: no return goes on in the next episode
         n_updates_before = self._n_updates
         super().learn(
-            total_timesteps=checks.number_of_steps(total_timesteps, reset_num_timesteps),
+            total_timesteps,
             callback=callback,
             log_interval=log_interval,
             tb_log_name=tb_log_name,
