@@ -94,6 +94,8 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         "reference" for fewer than three hidden layers
     """
 
+    #: Class of the actor
+    actor_class: ClassVar[type[FlowActor]] = FlowActor
     #: Class of Q_π; Q_β* is always a ``FlowCritic``
     critic_class: ClassVar[type[FlowCritic]] = FlowCritic
 
@@ -301,7 +303,7 @@ class FlowActorCriticPolicy(BoundedActionPolicy):
         :return: the actor
         """
         actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return FlowActor(**actor_kwargs).to(self.device)
+        return self.actor_class(**actor_kwargs).to(self.device)
 
     def make_critic(
         self,

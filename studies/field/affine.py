@@ -8,14 +8,12 @@ field also sees the point and the time, which are noise that it must learn to ig
 from typing import Any, ClassVar
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_flowrl import FlowRL
-from sb3_flowrl.networks import Activation, FlowActor, create_normed_mlp
+from sb3_flowrl.networks import FlowActor, create_normed_mlp
 from sb3_flowrl.policies import FlowActorCriticPolicy
 from studies.worth.gaussian import LOG_STD_MAX, LOG_STD_MIN
 
@@ -27,35 +25,22 @@ class AffineFieldActor(FlowActor):
     The network's weights for x and t start at 0. One step of Euler's rule then gives tanh(m(s) + exp(k(s))·a0), which is the
     Gaussian twin's policy. From there the weights learn what a Gaussian can't do.
 
-    Takes FlowActor's arguments.
+    Takes FlowActor's arguments, by name.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: Activation = nn.ReLU,
-        layer_norm: bool = True,
-        **kwargs: Any,
-    ):
-        action_dim = get_action_dim(action_space)
+    def __init__(self, **arguments: Any):
+        action_dim, features_dim = get_action_dim(arguments["action_space"]), arguments["features_dim"]
         # The fork leaves the generator as it is, so that the critics, made next, start like FlowRL's from the same seed
         with th.random.fork_rng(devices=[]):
-            field = create_normed_mlp(features_dim + action_dim + 1, 2 * action_dim, net_arch, activation_fn, layer_norm)
+            field = create_normed_mlp(
+                features_dim + action_dim + 1,
+                2 * action_dim,
+                arguments["net_arch"],
+                arguments["activation_fn"],
+                arguments["layer_norm"],
+            )
             nn.init.zeros_(field[0].weight[:, features_dim:].detach())  # type: ignore[index]
-        super().__init__(
-            observation_space,
-            action_space,
-            net_arch,
-            features_extractor,
-            features_dim,
-            activation_fn=activation_fn,
-            layer_norm=layer_norm,
-            **kwargs,
-        )
+        super().__init__(**arguments)
         self.velocity_net = field
 
     def velocity(self, t: th.Tensor, features: th.Tensor, x: th.Tensor) -> th.Tensor:
@@ -76,15 +61,7 @@ class AffineFieldPolicy(FlowActorCriticPolicy):
     FlowRL's policy with such a field; takes the same arguments.
     """
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowActor:
-        """
-        Make the actor.
-
-        :param features_extractor: the actor's features extractor; None for one of its own
-        :return: the actor
-        """
-        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return AffineFieldActor(**actor_kwargs).to(self.device)
+    actor_class: ClassVar[type[FlowActor]] = AffineFieldActor
 
 
 class AffineFieldFlowRL(FlowRL):

@@ -100,15 +100,7 @@ class GaussianTwinPolicy(FlowActorCriticPolicy):
     FlowRL's policy with a Gaussian actor; takes the same arguments.
     """
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> FlowActor:
-        """
-        Make the Gaussian actor.
-
-        :param features_extractor: the actor's features extractor; None for one of its own
-        :return: the actor
-        """
-        actor_kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)
-        return GaussianActor(**actor_kwargs).to(self.device)
+    actor_class: ClassVar[type[FlowActor]] = GaussianActor
 
 
 class GaussianTwin(FlowRL):

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.sac.policies import SACPolicy
 
 import sb3_flowrl.envs  # noqa: F401  # registers its ids
@@ -268,10 +269,13 @@ def test_memory_is_not_saved_at_the_cost_of_time_limits_unasked():
         FlowRL("MlpPolicy", "Pendulum-v1", optimize_memory_usage=True)
 
 
-@pytest.mark.parametrize("policy", [MlpPolicy, "MlpPolicy"])
-def test_a_policy_for_vectors_refuses_dicts(policy):
+@pytest.mark.parametrize(
+    "policy, policy_kwargs",
+    [(MlpPolicy, {}), ("MlpPolicy", {}), ("MultiInputPolicy", dict(features_extractor_class=FlattenExtractor))],
+)
+def test_a_policy_for_vectors_refuses_dicts(policy, policy_kwargs):
     with pytest.raises(ValueError, match="MultiInputPolicy"):
-        FlowRL(policy, SimpleMultiObsEnv(discrete_actions=False))
+        FlowRL(policy, SimpleMultiObsEnv(discrete_actions=False), policy_kwargs=policy_kwargs)
 
 
 @pytest.mark.parametrize(
